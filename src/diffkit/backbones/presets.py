@@ -1,0 +1,35 @@
+"""Sizes of the U-Net by name, fitted to the size of the images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from diffkit.errors import DiffkitError, did_you_mean
+from diffkit.interfaces import ImageSpec
+
+PRESETS = ("tiny", "small", "base", "large")
+
+
+def unet_preset(name: str, spec: ImageSpec) -> dict[str, Any]:
+    """The options of `unet` that `name` stands for at this image size.
+
+    tiny: minutes on a CPU; small: a small GPU or a small folder; base: one good GPU; large: a big one and time.
+    Raises DiffkitError if there is no such preset.
+    """
+    if name not in PRESETS:
+        raise DiffkitError(f"No preset '{name}'.", f"{did_you_mean(name, PRESETS)}There are {', '.join(PRESETS)}.")
+    side = max(spec.height, spec.width)
+    width = {"tiny": 64, "small": 64, "base": 128, "large": 192}[name]
+    blocks = {"tiny": 1, "small": 2, "base": 2, "large": 3}[name]
+    # Folding pixels into channels moves most of the work to a lower resolution; big images need it first.
+    patch = {"tiny": 2 if side < 96 else 4, "small": 1 if side < 48 else 2}.get(name, 1 if side < 96 else 2)
+    patch *= max(1, side // 256)
+    levels = max(2, round(math.log2(side / patch / 8)) + 1)
+    return {
+        "width": width,
+        "multipliers": (1, 2, 2, 2, 4, 4)[:levels],
+        "blocks": blocks,
+        "attention": 16,
+        "patch": patch,
+    }

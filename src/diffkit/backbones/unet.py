@@ -1,0 +1,260 @@
+"""The U-Net: encoder, bottleneck and decoder joined by skip connections, as in DDPM and ADM.
+
+Ho et al. 2020, appendix B; Dhariwal and Nichol 2021, section 3 (scale and shift from the embedding, heads of 64).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffkit.backbones.presets import unet_preset
+from diffkit.errors import DiffkitError
+from diffkit.interfaces import ImageSpec
+
+HEAD = 64
+
+
+class UNet(nn.Module):
+    """See `unet`."""
+
+    def __init__(
+        self,
+        spec: ImageSpec,
+        *,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: int,
+        patch: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.stride = patch * 2 ** (len(multipliers) - 1)
+        self.image_channels = spec.image_channels
+        channels = [width * multiplier for multiplier in multipliers]
+        sizes = [max(spec.height, spec.width) / patch / 2**level for level in range(len(channels))]
+        attends = [size <= attention for size in sizes]
+        embedding = 4 * width
+
+        self.embed = Embedding(width, embedding, spec.label_width)
+        inputs = spec.channels + (spec.image_channels + 1 if spec.image_channels else 0)
+        self.stem = nn.Conv2d(inputs * patch**2, channels[0], 3, padding=1)
+
+        def block(inputs: int, outputs: int, attend: bool) -> nn.Module:
+            return Block(inputs, outputs, embedding, dropout, attend)
+
+        current, skips = channels[0], [channels[0]]
+        self.encoder = nn.ModuleList()
+        for out, attend in zip(channels, attends, strict=True):
+            shrink = nn.Conv2d(current, out, 3, stride=2, padding=1) if len(self.encoder) else None
+            first = out if shrink else current
+            stage = [block(first if number == 0 else out, out, attend) for number in range(blocks)]
+            self.encoder.append(Encoder(shrink, stage))
+            skips += [out] * (blocks + (shrink is not None))
+            current = out
+
+        self.bottleneck = Encoder(None, [block(current, current, attends[-1]), block(current, current, False)])
+
+        self.decoder = nn.ModuleList()
+        for out, attend in zip(reversed(channels), reversed(attends), strict=True):
+            stage = [block((out if n else current) + skips.pop(), out, attend) for n in range(blocks + 1)]
+            last = len(self.decoder) + 1 == len(channels)
+            self.decoder.append(Decoder(stage, None if last else nn.Conv2d(out, out, 3, padding=1)))
+            current = out
+
+        self.head = nn.Sequential(norm(current), nn.SiLU(), nn.Conv2d(current, spec.channels * patch**2, 3, padding=1))
+        zero_(self.head[-1])
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, *, label: Tensor | None = None, image: Tensor | None = None
+    ) -> Tensor:
+        """x [B, C, H, W], c_noise [B], label [B, K], image [B, C', H, W] -> [B, C, H, W], any H and W.
+
+        The first and the last convolution and the output are of x's own type, whatever autocast says.
+        """
+        height, width = x.shape[-2:]
+        x = self._padded(self._with_image(x, image))
+        with full_precision(x):
+            x = self.stem(F.pixel_unshuffle(x, self.patch))
+            embedding = self.embed(c_noise, label)
+        skips = [x]
+        for stage in self.encoder:
+            x = stage(x, embedding, skips)
+        x = self.bottleneck(x, embedding, [])
+        for stage in self.decoder:
+            x = stage(x, embedding, skips)
+        with full_precision(x):
+            x = F.pixel_shuffle(self.head(x.to(self.stem.weight.dtype)), self.patch)
+        return x[..., :height, :width]
+
+    def _with_image(self, x: Tensor, image: Tensor | None) -> Tensor:
+        """Beside x, the conditioning image and a channel that says whether there is one."""
+        if not self.image_channels:
+            return x
+        shape = (len(x), self.image_channels + 1, *x.shape[-2:])
+        if image is None:
+            return torch.cat([x, x.new_zeros(shape)], dim=1)
+        return torch.cat([x, image, torch.ones_like(x[:, :1])], dim=1)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        down, right = (-x.shape[-2]) % self.stride, (-x.shape[-1]) % self.stride
+        return F.pad(x, (0, right, 0, down)) if down or right else x
+
+
+class Encoder(nn.Module):
+    """One resolution on the way down, and the bottleneck: maybe halve, then blocks; every result goes to `skips`."""
+
+    def __init__(self, shrink: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.shrink = shrink
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        if self.shrink is not None:
+            x = self.shrink(x)
+            skips.append(x)
+        for block in self.blocks:
+            x = block(x, embedding)
+            skips.append(x)
+        return x
+
+
+class Decoder(nn.Module):
+    """One resolution on the way up: every block takes a result from `skips`, last in first out; then maybe double."""
+
+    def __init__(self, blocks: Sequence[nn.Module], grow: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.grow = grow
+
+    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop().to(x.dtype)], dim=1), embedding)
+        return x if self.grow is None else self.grow(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Block(nn.Module):
+    """Residual block of two convolutions, then attention; the embedding scales and shifts the second normalisation."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attend: bool) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.norm2, self.conv2 = norm(outputs), zero_(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.attention = Attention(outputs) if attend else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding)[..., None, None].chunk(2, dim=1)
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = F.silu(self.norm2(hidden) * (1 + scale) + shift)
+        result: Tensor = self.attention(self.skip(x) + self.conv2(self.dropout(hidden)))
+        return result
+
+
+class Attention(nn.Module):
+    """Residual self-attention over all positions, in heads of at most 64 channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = next(n for n in range(-(-channels // HEAD), channels + 1) if channels % n == 0)
+        self.norm = norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).view(batch, 3, self.heads, channels // self.heads, height * width)
+        # The fast kernels want each position's channels side by side.
+        q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
+        result: Tensor = x + self.out(mixed)
+        return result
+
+
+class Embedding(nn.Module):
+    """Noise level and label -> one vector [B, width]."""
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, width: int, labels: int) -> None:
+        super().__init__()
+        # c_noise = log(s) / 4 spans about 3: periods from three times that down to a hundredth.
+        frequencies = torch.logspace(math.log10(0.5), math.log10(200), features // 2)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.noise = nn.Sequential(nn.Linear(features // 2 * 2, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Linear(labels, width, bias=False) if labels else None
+        if self.label is not None:
+            nn.init.normal_(self.label.weight, std=0.02)
+
+    def forward(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
+        angles = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
+        result = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1))
+        if self.label is not None and label is not None:
+            result = result + self.label(label.to(result.dtype))
+        return F.silu(result)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """No autocast inside (the meta device, on which shapes are planned, has none to switch off)."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of up to 32 groups of at least 4 channels."""
+    groups = next(n for n in range(min(32, max(1, channels // 4)), 0, -1) if channels % n == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+def zero_(layer: Any) -> Any:
+    """Zero the weights: a residual branch starts as nothing, an output as zero."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def unet(
+    spec: ImageSpec,
+    *,
+    width: int = 64,
+    multipliers: tuple[int, ...] = (1, 2, 2),
+    blocks: int = 2,
+    attention: int = 16,
+    patch: int = 1,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """The U-Net of DDPM and ADM.
+
+    width: channels of the first stage; multipliers: of `width`, one for each resolution, each half the one before;
+    blocks: residual blocks per resolution in the encoder (one more in the decoder); attention: self-attention where
+    the longer side is at most this many positions (0 = nowhere); patch: the stem folds patch x patch pixels into
+    channels, which makes every layer patch^2 cheaper; dropout: share of activations dropped inside the blocks.
+    """
+    if width < 4 or blocks < 1 or patch < 1 or not multipliers or min(multipliers) < 1:
+        raise DiffkitError(
+            f"No U-Net has width={width}, multipliers={list(multipliers)}, blocks={blocks}, patch={patch}.",
+            "width is at least 4, the others at least 1.",
+        )
+    if not 0 <= dropout < 1:
+        raise DiffkitError(f"dropout={dropout} is no share.", "Choose 0 <= dropout < 1.")
+    return UNet(
+        spec,
+        width=width,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention=attention,
+        patch=patch,
+        dropout=dropout,
+    )
+
+
+unet.presets = unet_preset  # type: ignore[attr-defined]

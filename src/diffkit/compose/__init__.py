@@ -1,0 +1,15 @@
+"""Settings -> live objects: the only place that turns names into things."""
+
+from diffkit.compose.model import Model, load_model, model_path
+from diffkit.compose.settings import compatible, training_spec
+from diffkit.compose.training import Training, prepare_training
+
+__all__ = [
+    "Model",
+    "Training",
+    "compatible",
+    "load_model",
+    "model_path",
+    "prepare_training",
+    "training_spec",
+]

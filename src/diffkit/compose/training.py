@@ -1,0 +1,219 @@
+"""A training, from settings and data to events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffkit.compose.model import Model, model_path
+from diffkit.compose.parts import bound, denoiser_of, dummy_inputs, levels
+from diffkit.compose.settings import new_settings, resumed_settings, training_spec
+from diffkit.config import Settings, to_tables
+from diffkit.errors import DiffkitError, ExitCode
+from diffkit.interfaces import ImageSpec
+from diffkit.rundir import RunDir
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from diffkit.core.denoiser import Denoiser
+    from diffkit.engine.batches import Batches
+    from diffkit.engine.session import Cadence, Event
+    from diffkit.engine.store import Store
+    from diffkit.engine.train import Recipe, State
+
+PREVIEW_IMAGES = 64
+
+
+@dataclass
+class Training:
+    """A run, ready to go on: built by `prepare_training`."""
+
+    run: RunDir
+    settings: Settings
+    spec: ImageSpec
+    store: Store
+    state: State
+    denoiser: Denoiser
+    recipe: Recipe
+    device: torch.device
+    notes: list[str] = field(default_factory=list)
+
+    def start(self, cadence: Cadence, *, report_every: int, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """Train, yielding events; everything is written into the run directory."""
+        from diffkit.core.denoiser import squared_error
+        from diffkit.engine.session import session
+        from diffkit.engine.train import Progress, train
+
+        steps = train(
+            self.state,
+            self.denoiser,
+            self._batches(),
+            levels(self.settings.scheduler, self.settings, self.settings.noise.shift),
+            squared_error,
+            self.recipe,
+            until_images=cadence.until_images,
+            report_every=report_every,
+        )
+        events = session(self.state, steps, cadence, save=self.save, preview=self.preview, should_stop=should_stop)
+        for event in events:
+            if isinstance(event, Progress) and event.loss is not None:
+                self.run.add_metrics(
+                    {
+                        "images": event.images_seen,
+                        "step": event.step,
+                        "loss": event.loss,
+                        "grad_norm": event.grad_norm,
+                        "lr": event.lr,
+                        "images_per_second": round(event.images_per_second, 2),
+                        "data_wait": round(event.data_wait, 4),
+                    }
+                )
+            yield event
+
+    def save(self) -> None:
+        """A checkpoint, then the model."""
+        from diffkit.engine.checkpoint import save_checkpoint
+        from diffkit.engine.modelfile import write_tensors
+
+        save_checkpoint(self.run.checkpoints, self.state.checkpoint({}))
+        write_tensors(self.run.model, self.state.average.state_dict(), self.header())
+
+    def header(self) -> dict[str, Any]:
+        """What `model.safetensors` says of itself."""
+        return {
+            "settings": to_tables(self.settings),
+            "spec": self.spec.to_dict(),
+            "mean": list(self.store.mean),
+            "images_seen": self.state.images_seen,
+        }
+
+    def preview(self) -> Path:
+        """A grid of samples by the averaged weights, a column for each class."""
+        from diffkit.engine.pictures import grid, save_png
+
+        model = self.model()
+        columns = min(len(self.spec.classes), 10) or 8
+        count = min(PREVIEW_IMAGES, max(16, 2**20 // (self.spec.height * self.spec.width)))
+        count -= count % columns
+        classes = self.spec.classes[:columns] or None
+        images = model.sample(count, classes=classes, seed=self.recipe.seed)
+        path = self.run.samples / f"images-{self.state.images_seen:012d}.png"
+        save_png(path, grid(images, columns))
+        return path
+
+    def model(self) -> Model:
+        """The averaged network as it is now."""
+        return Model(
+            settings=self.settings,
+            spec=self.spec,
+            mean=tuple(self.store.mean),
+            denoiser=replace(self.denoiser, network=self.state.average),
+            device=self.device,
+            images_seen=self.state.images_seen,
+        )
+
+    def _batches(self) -> Batches:
+        from diffkit.engine.batches import Batches
+
+        data = self.settings.data
+        return Batches(self.store, self.spec, self.recipe.seed, data.flip, data.label_dropout)
+
+
+def prepare_training(given: Mapping[str, Any], store: Store, run: RunDir, device_name: str) -> Training:
+    """A new run with the settings `given` (nested tables), or the one that is there, checked against them.
+
+    Raises DiffkitError if the run was begun with other settings or other data.
+    """
+    import torch
+
+    from diffkit.engine.checkpoint import latest_checkpoint
+    from diffkit.engine.devices import choose_device
+    from diffkit.engine.train import State
+
+    device = choose_device(device_name)
+    begun = run.exists
+    settings = resumed_settings(given, store, run) if begun else new_settings(given, store, device)
+    spec = training_spec(settings, store.spec)
+    torch.manual_seed(settings.train.seed)
+    network = bound("backbones", settings.backbone, settings.parts)(spec)
+    _check_parameters(network)
+    notes: list[str] = []
+    if settings.train.init and not begun:
+        notes += _initialise(network, Path(settings.train.init))
+    network.to(device)
+    settings = _with_precision(settings, network, spec, device)
+    recipe = _recipe(settings)
+    state = State(network, recipe)
+    if begun:
+        checkpoint, problems = latest_checkpoint(run.checkpoints)
+        notes += [f"{problem} An older checkpoint is used instead." for problem in problems]
+        if checkpoint is not None:
+            state.restore(checkpoint)
+        elif settings.train.init:
+            notes += _initialise(network, Path(settings.train.init))
+            state = State(network, recipe)
+        run.rewind_metrics(state.images_seen)
+    else:
+        run.create(settings)
+    return Training(
+        run=run,
+        settings=settings,
+        spec=spec,
+        store=store,
+        state=state,
+        denoiser=denoiser_of(network, settings, device),
+        recipe=recipe,
+        device=device,
+        notes=notes,
+    )
+
+
+def _initialise(network: nn.Module, path: Path) -> list[str]:
+    """Copy the weights that fit; returns a note about those that do not (new classes)."""
+    from diffkit.engine.modelfile import read_tensors
+
+    tensors, _ = read_tensors(model_path(path))
+    own = network.state_dict()
+    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise DiffkitError(f"No weight of {path} fits this network.", code=ExitCode.MODEL)
+    network.load_state_dict(fitting, strict=False)
+    fresh = [name for name in own if name not in fitting]
+    return [f"Started from {path}; new, because they do not fit: {', '.join(fresh)}."] if fresh else []
+
+
+def _with_precision(settings: Settings, network: nn.Module, spec: ImageSpec, device: torch.device) -> Settings:
+    """The precision, by probe if it is still open; a run keeps the one it began with."""
+    from diffkit.engine.devices import choose_precision
+
+    (x, c_noise), condition = dummy_inputs(spec, min(8, settings.train.micro_batch or 8), device)
+    precision = choose_precision(settings.train.precision, device, lambda: network(x, c_noise, **condition))
+    network.zero_grad(set_to_none=True)
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
+
+
+def _recipe(settings: Settings) -> Recipe:
+    from diffkit.engine.train import Recipe
+
+    train = settings.train
+    assert train.batch_size is not None and train.micro_batch is not None and train.lr is not None
+    return Recipe(
+        batch_size=train.batch_size,
+        micro_batch=train.micro_batch,
+        lr=train.lr,
+        warmup_images=train.warmup_images,
+        betas=(train.betas[0], train.betas[1]),
+        weight_decay=train.weight_decay,
+        clip=train.clip,
+        ema_half_life=train.ema_half_life,
+        seed=train.seed,
+    )
+
+
+def _check_parameters(network: nn.Module) -> None:
+    if not any(p.requires_grad for p in network.parameters()):
+        raise DiffkitError("The backbone has no parameter to train.")

@@ -1,0 +1,273 @@
+"""Settings: config.toml <-> typed, validated values. A part with its options is written `name:key=value,key=value`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from diffkit.errors import DiffkitError, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class PartChoice(BaseModel):
+    """A part's name and the options given for it; in TOML a table with `name` and the options beside it."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_any(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return parse_part(value)
+        if isinstance(value, Mapping) and "options" not in value:
+            options = {key: option for key, option in value.items() if key != "name"}
+            return {"name": value.get("name"), "options": options}
+        return value
+
+    def table(self) -> dict[str, Any]:
+        """The TOML table."""
+        return {"name": self.name, **self.options}
+
+    def __str__(self) -> str:
+        options = ",".join(f"{key}={_written(value)}" for key, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class DataSettings(_Section):
+    """What is trained on, and how its images are varied."""
+
+    path: str = ""
+    fingerprint: str = ""
+    size: list[int] | None = Field(None, min_length=2, max_length=2, description="height, width of the crops")
+    flip: bool = Field(True, description="mirror half of the images; off for text, digits, anything handed")
+    label_dropout: float = Field(0.1, ge=0, lt=1, description="share of images shown without their label")
+
+
+class NoiseSettings(_Section):
+    """The model's own range of noise levels, and the schedule's shift."""
+
+    s_min: float = Field(0.002, gt=0)
+    s_max: float | None = Field(None, gt=0, description="default: 80 * sqrt(height * width) / 32")
+    shift: float = Field(1.0, gt=0, description="multiplies s; above 1 = more noise")
+
+
+class TrainSettings(_Section):
+    """The training itself; the clock is images seen."""
+
+    batch_size: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(None, ge=1, description="images per pass; default: the whole batch")
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
+    warmup_images: int = Field(10_000, ge=0)
+    betas: list[float] = Field([0.9, 0.99], min_length=2, max_length=2)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema_half_life: float = Field(500_000, gt=0, description="images")
+    seed: int = Field(0, ge=0, lt=2**63)
+    precision: Precision = "auto"
+    init: str = Field("", description="the model that training started from")
+
+
+class SampleSettings(_Section):
+    """How previews are made, and `diffkit sample` unless it is told otherwise."""
+
+    sampler: PartChoice = PartChoice(name="dpmpp-2m")
+    scheduler: PartChoice = PartChoice(name="lognormal", options={"mean": -1.0, "std": 3.0})
+    steps: int = Field(15, ge=1, le=100_000)
+    guidance: float = Field(1.0, allow_inf_nan=False)
+
+
+class Settings(_Section):
+    """Everything a run is made of; `config.toml` is this, resolved."""
+
+    scheduler: PartChoice = PartChoice(name="lognormal")
+    prediction: PartChoice = PartChoice(name="edm")
+    backbone: PartChoice = PartChoice(name="unet")
+    preset: str | None = Field(None, description="of the backbone; recorded as the options it stands for")
+    data: DataSettings = DataSettings()
+    noise: NoiseSettings = NoiseSettings()
+    train: TrainSettings = TrainSettings()
+    sample: SampleSettings = SampleSettings()
+    parts: dict[str, dict[str, str]] = Field(default_factory=dict, description="who brought each part")
+
+
+def parse_part(text: str) -> dict[str, Any]:
+    """`"karras:rho=5,sigma_max=40"` -> `{"name": "karras", "options": {"rho": 5, "sigma_max": 40}}`."""
+    name, _, rest = text.strip().partition(":")
+    options: dict[str, Any] = {}
+    # A comma inside brackets belongs to the value: multipliers=[1,2,2].
+    for item in re.split(r",(?![^\[]*\])", rest) if rest else []:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise DiffkitError(f"'{item}' in '{text}' is no option.", "Write name:key=value,key=value.")
+        options[key.strip()] = parse_value(value)
+    if not name:
+        raise DiffkitError(f"'{text}' names no part.", "Write name or name:key=value,key=value.")
+    return {"name": name, "options": options}
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value; anything that is none is a plain string."""
+    try:
+        return tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _written(value: Any) -> str:
+    return str(value).replace(" ", "").lower() if isinstance(value, bool | list | tuple) else str(value)
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The options of a part: its keyword-only parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def annotation_of(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """The type of one option. Only this annotation is evaluated: others may need what is imported for checkers only."""
+    if parameter.annotation is inspect.Parameter.empty:
+        return Any
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    names = getattr(function, "__globals__", {})
+    hints = typing.get_type_hints(type("_", (), {"__annotations__": {"option": parameter.annotation}}), names)
+    return hints["option"]
+
+
+def resolve_options(
+    label: str,
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    context: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All options of a part with their types checked: given ones, then those of the same name in `context`
+    (sigma_data from the data set), then defaults. Raises DiffkitError on unknown names and wrong types."""
+    options = options_of(function)
+    for key in given:
+        if key not in options:
+            known = ", ".join(options) or "none"
+            raise DiffkitError(f"{label} has no option '{key}'.", f"{did_you_mean(key, options)}Its options: {known}.")
+    resolved: dict[str, Any] = {}
+    for key, parameter in options.items():
+        if key in given:
+            resolved[key] = _converted(f"{label}: {key}", annotation_of(function, parameter), given[key])
+        elif context and key in context:
+            resolved[key] = context[key]
+        elif parameter.default is inspect.Parameter.empty:
+            raise DiffkitError(f"{label} needs the option '{key}'.", f"Write {label.split()[-1]}:{key}=...")
+        else:
+            resolved[key] = parameter.default
+    return resolved
+
+
+def _converted(label: str, annotation: Any, value: Any) -> Any:
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        wanted = getattr(annotation, "__name__", str(annotation))
+        reason = error.errors()[0]["msg"].lower()
+        raise DiffkitError(f"{label} = {value!r} does not fit: {reason}.", f"It takes {wanted}.") from error
+
+
+def validated(values: Mapping[str, Any], source: str = "") -> Settings:
+    """Settings from plain tables. Raises DiffkitError naming the key and the nearest known one."""
+    try:
+        return Settings.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        where = f" in {source}" if source else ""
+        if problem["type"] == "extra_forbidden":
+            section, name = _section(problem["loc"])
+            known = list(section.model_fields)
+            raise DiffkitError(
+                f"Unknown setting '{key}'{where}.",
+                f"{did_you_mean(name, known)}Known there: {', '.join(known)}.",
+            ) from error
+        message = problem["msg"].replace("Input should", "should").replace("Value error, ", "")
+        raise DiffkitError(f"{key} = {problem['input']!r}{where}: {message}.") from error
+
+
+def _section(location: tuple[int | str, ...]) -> tuple[type[BaseModel], str]:
+    section: Any = Settings
+    for part in location[:-1]:
+        field = section.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type):
+            break
+        section = field.annotation
+    return section, str(location[-1])
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises DiffkitError if it is missing, unreadable or no TOML."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise DiffkitError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DiffkitError(f"{path} is not valid TOML: {error}.") from error
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key (`train.lr`) in nested tables. A part keeps its other options only if its name stays."""
+    *path, last = key.split(".")
+    for part in path:
+        inner = values.setdefault(part, {})
+        if isinstance(inner, str):
+            inner = values[part] = {"name": inner, **parse_part(inner)["options"]}
+        if not isinstance(inner, dict):
+            raise DiffkitError(f"'{key}' goes through '{part}', which is a value.", "Write section.key=value.")
+        values = inner
+    values[last] = value
+
+
+def set_from_text(values: dict[str, Any], assignment: str) -> None:
+    """`--set train.lr=1e-3`."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise DiffkitError(f"--set {assignment!r} is no assignment.", "Write --set section.key=value.")
+    put(values, key.strip(), parse_value(text))
+
+
+def to_toml(settings: Settings) -> str:
+    """The text of config.toml."""
+    return tomli_w.dumps(to_tables(settings))
+
+
+def to_tables(settings: Settings) -> dict[str, Any]:
+    """Plain tables without empty values, parts as `name` with their options beside it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, PartChoice):
+            return plain(value.table())
+        if isinstance(value, BaseModel):
+            return plain({name: getattr(value, name) for name in type(value).model_fields})
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items() if inner is not None}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return value
+
+    tables: dict[str, Any] = plain(settings)
+    return tables

@@ -1,0 +1,65 @@
+"""The denoiser D(x, s): a network and a prediction type, joined; and the training objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from diffkit.interfaces import Coefficients
+
+Condition: TypeAlias = "Mapping[str, Tensor]"
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """`denoiser(x, s, condition)` estimates the clean images in `x = clean + s * noise`.
+
+    Coefficients are computed on the CPU in float64 (one number per image) and sent to the device as one small tensor;
+    only the network itself runs under `autocast`, a function that returns a context manager.
+    """
+
+    network: nn.Module
+    prediction: Callable[[Tensor], Coefficients]
+    autocast: Callable[[], AbstractContextManager[object]] = field(default=nullcontext)
+
+    def __call__(self, x: Tensor, s: float | Tensor, condition: Condition | None = None) -> Tensor:
+        """x [B, C, H, W], s a float or float64 [B] on the CPU -> the estimate of the clean images."""
+        levels = torch.as_tensor(s, dtype=torch.float64).reshape(-1)
+        skip, out, inp = self.prediction(levels)
+        skip, out, inp, c_noise = _rows(x, skip, out, inp, levels.log() / 4)
+        return skip * x + out * self._network(inp * x, c_noise, condition)
+
+    def residual(self, clean: Tensor, s: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
+        """The error in the network's own output at x = clean + s * noise; times `out`, that of the clean estimate.
+
+        The target (clean - skip * x) / out is formed from clean and noise, never from x: at small s the difference
+        would lose its digits in float32.
+        """
+        skip, out, inp = self.prediction(s)
+        signal, minus_noise = (1 - skip) / out, skip * s / out
+        inp, c_noise, level, signal, minus_noise = _rows(clean, inp, s.log() / 4, s, signal, minus_noise)
+        estimate = self._network(inp * (clean + level * noise), c_noise, condition)
+        return estimate - (signal * clean - minus_noise * noise)
+
+    def _network(self, x: Tensor, c_noise: Tensor, condition: Condition | None) -> Tensor:
+        with self.autocast():
+            result: Tensor = self.network(x, c_noise.reshape(-1).expand(len(x)), **(condition or {}))
+        return result.float() if x.dtype == torch.float32 else result
+
+
+def _rows(like: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    """float64 vectors [B] on the CPU -> [B, 1, 1, 1] each on the device of `like`, in one transfer."""
+    table = torch.stack(columns).to(like.dtype)
+    return tuple(table.to(like.device, non_blocking=True)[..., None, None, None].unbind())
+
+
+def squared_error(
+    denoiser: Denoiser, clean: Tensor, s: Tensor, noise: Tensor, condition: Condition | None = None
+) -> Tensor:
+    """Default objective: mean squared error of the network's output, per image [B]."""
+    return denoiser.residual(clean, s, noise, condition).square().flatten(1).mean(1)

@@ -1,0 +1,102 @@
+"""Counter-based randomness: every number is a pure function of (seed, purpose, position).
+
+Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The position is that of an image in
+the stream of images seen (training) or in the set being sampled, so nothing depends on batch size, workers or devices,
+and resuming needs no generator state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+class Purpose(IntEnum):
+    """What a number is used for: each purpose is a stream of its own."""
+
+    TRAIN_NOISE = 0
+    TRAIN_LEVEL = 1
+    ORDER = 2
+    FLIP = 3
+    CROP = 4
+    LABEL_DROPOUT = 5
+    NETWORK = 6
+    START_NOISE = 7
+    STEP_NOISE = 8
+
+
+def _product(multiplier: int, word: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a 32 x 32 bit product; int64 wraps around, which leaves all 64 bits right."""
+    product = word * multiplier
+    return (product >> 32) & _MASK, product & _MASK
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four words of 32 random bits for each counter of four words (int64 tensors holding values below 2**32)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        high0, low0 = _product(_MULTIPLIERS[0], c0)
+        high1, low1 = _product(_MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def bits(seed: int, purpose: Purpose, positions: Tensor, count: int, interval: int = 0) -> Tensor:
+    """int64 [B, count] of values below 2**32, for int64 positions [B] >= 0; `interval` numbers a sampler's steps."""
+    blocks = torch.arange(-(-count // 4), device=positions.device)
+    block, position = torch.broadcast_tensors(blocks, positions[:, None])
+    word = torch.full_like(block, int(purpose) | interval << 8)
+    key = (seed & _MASK, (seed >> 32) & _MASK)
+    words = philox((block, word, position & _MASK, position >> 32), key)
+    return torch.stack(words, dim=-1).flatten(1)[:, :count]
+
+
+def uniform(seed: int, purpose: Purpose, positions: Tensor, count: int = 1) -> Tensor:
+    """float64 [B, count], strictly inside (0, 1)."""
+    return (bits(seed, purpose, positions, count).double() + 0.5) / 2**32
+
+
+def normal(seed: int, purpose: Purpose, positions: Tensor, shape: Sequence[int], interval: int = 0) -> Tensor:
+    """float32 [B, *shape] of unit normal numbers (Box and Muller 1958), on the device of `positions`."""
+    count = math.prod(shape)
+    words = bits(seed, purpose, positions, count + count % 2, interval)
+    # 24 bits are all that float32 holds; the half keeps the logarithm finite.
+    radius, angle = ((words >> 8).float() + 0.5).mul_(2.0**-24).unflatten(1, (-1, 2)).unbind(-1)
+    radius, angle = radius.log().mul_(-2).sqrt_(), angle * (2 * math.pi)
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+    return pairs.flatten(1)[:, :count].reshape(len(positions), *shape)
+
+
+def golden(seed: int, purpose: Purpose, positions: Tensor) -> Tensor:
+    """float64 [B] in (0, 1): `frac(u + i / golden ratio)`, evenly spread over any run of positions i.
+
+    As good as stratification within a batch, and the same at any batch size.
+    """
+    start = int(bits(seed, purpose, torch.zeros(1, dtype=torch.int64), 1))
+    # Exact in integers: 2**32 / golden ratio, modulo 2**32.
+    turns = (positions.cpu() * _WEYL[0] + start) & _MASK
+    return (turns.double() + 0.5) / 2**32
+
+
+def permutation(seed: int, epoch: int, count: int) -> Tensor:
+    """int64 [count]: the order in which an epoch visits the examples, a pure function of (seed, epoch)."""
+    words = bits(seed, Purpose.ORDER, torch.tensor([epoch]), 2 * count)[0]
+    return torch.argsort(words[0::2] << 31 | words[1::2] >> 1, stable=True)
+
+
+def derived_seed(seed: int, purpose: Purpose, *counters: int) -> int:
+    """A seed for torch's own generator (network dropout), from up to two counters."""
+    first, second = (*counters, 0, 0)[:2]
+    word = bits(seed, purpose, torch.tensor([first]), 2, second)[0]
+    return int(word[0]) << 31 | int(word[1]) >> 1

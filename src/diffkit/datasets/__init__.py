@@ -1,0 +1,1 @@
+"""Dataset sources: where `diffkit prepare` reads images from."""

@@ -1,0 +1,308 @@
+"""One image file: opened with suspicion, and turned into plain 8-bit gray or sRGB.
+
+Everything that goes wrong becomes a `RejectedImage` with a short reason of the form `kind: detail`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import IO, TypeAlias
+
+import numpy as np
+
+# Imported here, since Pillow's own lazy loading of format plugins is not safe in several threads at once.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    ExifTags,
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageCms,
+    JpegImagePlugin,  # noqa: F401
+    MpoImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from diffkit.errors import DiffkitError
+
+Color: TypeAlias = tuple[int, int, int]
+
+EXTENSIONS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"])
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 2**30
+WHITE: Color = (255, 255, 255)
+
+_FOREIGN = {
+    b"ftypheic": "a HEIC photo",
+    b"ftypheix": "a HEIC photo",
+    b"ftypmif1": "a HEIF photo",
+    b"ftypavif": "an AVIF image",
+    b"<!doctype": "an HTML page",
+    b"<html": "an HTML page",
+    b"<svg": "an SVG drawing",
+    b"%pdf": "a PDF document",
+    b"%!ps": "a PostScript document",
+    b"8bps": "a Photoshop document",
+}
+_SIXTEEN_TO_EIGHT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class RejectedImage(Exception):
+    """An image that cannot be used; `reason` says why in a few words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Stands where a lazy image would, for something that a source found but will not open."""
+
+    reason: str
+
+    def __call__(self) -> Image.Image:
+        raise RejectedImage(self.reason)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the extension of a file name (in any case) says image."""
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+
+
+def printable(name: str) -> str:
+    """A file name as text that any terminal and any JSON file can hold; different names stay different.
+
+    Backslashes, control characters and bytes that are not UTF-8 are written as escapes.
+    """
+    plain = (c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in name)
+    return "".join(plain)
+
+
+def open_image(source: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image by its content; only the header is read, pixels are decoded later.
+
+    Accepts JPEG, PNG, WEBP, BMP, GIF and TIFF of up to `max_pixels` pixels. Special files (FIFO, socket,
+    device) are never opened. The caller closes the result (`with`). Raises `RejectedImage`.
+    """
+    with rejecting():
+        if isinstance(source, Path):
+            _check_file(source)
+        try:
+            image = Image.open(source, formats=FORMATS)
+        except (UnidentifiedImageError, OSError) as error:
+            raise RejectedImage(_unidentified(source, error)) from error
+        width, height = image.size
+        if width * height > max_pixels or width * height == 0:
+            image.close()
+            raise RejectedImage(f"too many pixels: {width}x{height}" if width * height else "no pixels")
+        return image
+
+
+def to_rgb_or_gray(image: Image.Image, channels: int, background: Color = WHITE) -> Image.Image:
+    """The first frame, upright, as 8-bit "RGB" (`channels` 3) or "L" (1), with nothing but pixels left.
+
+    EXIF orientation is applied; embedded RGB and CMYK profiles are converted to sRGB; transparency is laid
+    over `background`; 16-bit samples are scaled by 1/257. Raises `RejectedImage`, also for truncated files.
+    """
+    with rejecting():
+        image.load()
+        opaque, alpha = _split_alpha(image)
+        if alpha is not None:
+            canvas = Image.new("RGB", opaque.size, background)
+            canvas.paste(opaque, mask=alpha)
+            opaque = canvas
+        plain = opaque.convert("RGB" if channels == 3 else "L")
+        plain.info.clear()
+        turn = _TRANSPOSE.get(orientation(image))
+        return plain if turn is None else plain.transpose(turn)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation 1 to 8; anything missing, invalid or unreadable is 1."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata must not cost a sound picture
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def is_gray(image: Image.Image) -> bool:
+    """Whether the file itself says that it has no colour (from the header alone)."""
+    return image.mode in {"1", "L", "LA", "La", "F", "I"} or image.mode.startswith("I;16")
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The image in "RGB" or "L" without its alpha, and its alpha as "L" (None = opaque)."""
+    if image.mode in {"F", "I"} or image.mode.startswith("I;16"):
+        return _from_deep_gray(image)
+    if image.has_transparency_data:
+        _mend_transparency(image)
+        layered = image.convert("RGBA")
+        alpha = layered.getchannel("A")
+        return _to_srgb(layered.convert("RGB"), image.info.get("icc_profile")), alpha
+    if image.mode in {"1", "L"}:
+        return image.convert("L"), None
+    if image.mode in {"RGB", "CMYK"}:
+        return _to_srgb(image, image.info.get("icc_profile")), None
+    return image.convert("RGB"), None
+
+
+def _mend_transparency(image: Image.Image) -> None:
+    """A 16-bit PNG names its transparent colour in 16 bits, but its samples arrive as 8: cut it likewise."""
+    value = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(value, tuple) and max(value) > 255:
+        image.info["transparency"] = tuple(sample >> 8 for sample in value)
+
+
+def _from_deep_gray(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """16-bit samples to 8 bits; 65535 = 257 * 255. Pillow's own conversion would saturate them."""
+    if image.mode == "F":
+        raise RejectedImage("floating-point samples: their range is not known")
+    samples = np.asarray(image)
+    low, high = int(samples.min()), int(samples.max())
+    if low < 0 or high > 65535:
+        raise RejectedImage(f"samples beyond 16 bits: {low} to {high}")
+    twelve = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE) == (12,)
+    gray = Image.fromarray(_SIXTEEN_TO_EIGHT[samples * 16 if twelve else samples])
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return gray, None
+    return gray, Image.fromarray(np.where(samples == transparent, 0, 255).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """`image` ("RGB" or "CMYK") through its embedded profile; a useless profile is ignored."""
+    transform = _profile_transform(profile, image.mode) if profile else None
+    if transform is not None:
+        return transform.apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@lru_cache(maxsize=64)
+def _profile_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From an ICC profile to sRGB; None where it already is sRGB, is damaged, or belongs to another mode."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if mode == "RGB" and "srgb" in (source.profile.profile_description or "").lower():
+            return None
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+    except Exception:
+        return None
+
+
+def _check_file(path: Path) -> None:
+    """Only regular files of a sane size are ever opened: a FIFO would block for ever."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise RejectedImage("not a regular file")
+    if status.st_size == 0:
+        raise RejectedImage("empty file")
+    if status.st_size > MAX_BYTES:
+        raise RejectedImage(f"file too large: {status.st_size / 2**30:.1f} GiB")
+
+
+def _unidentified(source: Path | IO[bytes], error: Exception) -> str:
+    """Why Pillow refused the header, looked up in the first bytes where that is friendlier."""
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be read: {error.strerror}"
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            head = file.read(256)
+    else:
+        source.seek(0)
+        head = source.read(256)
+    if not head:
+        return "empty file"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for signature, name in _FOREIGN.items():
+        if start.startswith(signature) or start[4:].startswith(signature):
+            return f"not a supported format: {name}"
+    if not isinstance(error, UnidentifiedImageError):
+        return f"damaged: {one_line(error)}"
+    if start and not any(byte < 9 or byte == 127 for byte in start):
+        return "not a supported format: text"
+    return "not a supported format, or damaged at its start"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in one printable line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)[:120]
+
+
+@contextmanager
+def rejecting() -> Iterator[None]:
+    """Inside, every failure is a `RejectedImage`, and Pillow's remarks stay unsaid."""
+    try:
+        with _quiet_pillow:
+            yield
+    except (RejectedImage, DiffkitError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RejectedImage("too many pixels: the file declares more than it should") from error
+    except MemoryError as error:
+        raise RejectedImage("not enough memory to decode it") from error
+    except OSError as error:
+        detail = f"cannot be read: {error.strerror}" if error.errno else f"damaged: {one_line(error)}"
+        raise RejectedImage(detail) from error
+    except Exception as error:
+        raise RejectedImage(f"damaged: {one_line(error)}") from error
+
+
+class _QuietPillow:
+    """Pillow's limits and warnings while any thread decodes: set by the first in, restored by the last out.
+
+    `warnings.catch_warnings` alone is not safe in threads. Bomb warnings become errors; remarks on sloppy
+    metadata are dropped.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught = warnings.catch_warnings()
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside > 1:
+                return
+            self._caught = warnings.catch_warnings()
+            self._caught.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._caught.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it writes to standard error by itself
+_quiet_pillow = _QuietPillow()

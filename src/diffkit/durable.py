@@ -1,0 +1,136 @@
+"""Every durable write: temporary name in the same folder, write, fsync, rename, fsync the folder.
+
+One door, so that faults can be injected here: tests replace the primitives `write`, `sync` and `rename`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from diffkit.errors import DiffkitError, ExitCode
+
+_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+
+
+def write(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Primitive: all of `data` into an open file."""
+    file.write(data)
+
+
+def sync(descriptor: int) -> None:
+    """Primitive: fsync."""
+    os.fsync(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Primitive: atomic replacement within one file system."""
+    source.replace(target)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the machine's refusals (disk full, read-only, no permission) into a DiffkitError with exit code 4."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRORS:
+            raise
+        where = path if path.exists() else path.parent
+        hint = "Choose another place with -o."
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            free = shutil.disk_usage(where if where.exists() else Path.cwd()).free
+            hint = f"{free / 2**20:.0f} MiB are free there; make room or choose another place with -o."
+        raise DiffkitError(
+            f"Cannot write {path}: {os.strerror(error.errno or 0)}.", hint, code=ExitCode.MACHINE
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(file: BinaryIO) -> None:
+    """Flush and fsync an open file."""
+    file.flush()
+    sync(file.fileno())
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Replace `path` by `data`: afterwards either the old or the new content is there, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path):
+        try:
+            with temporary.open("wb") as file:
+                write(file, data)
+                sync_file(file)
+            rename(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Add one JSON line. A torn last line (power cut) is dropped by `read_lines`, never glued to the next."""
+    with explained(path), path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                write(file, b"\n")
+        write(file, (json.dumps(value, ensure_ascii=False) + "\n").encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; torn lines are passed over. A missing file is an empty list."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Build a folder under a temporary sibling name; it appears at `path` whole, or not at all.
+
+    The caller fsyncs large files it writes itself with `sync_file`; smaller ones go through `write_bytes`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            sync_folder(temporary)
+            rename(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise

@@ -1,0 +1,85 @@
+"""`model.safetensors`: averaged weights and, in the header, everything that sampling needs. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from diffkit import durable
+from diffkit.errors import DiffkitError, ExitCode
+
+KEY = "diffkit"
+VERSION = 1
+
+
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and contents, in order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    """Write atomically, with a checksum of the tensors in the header; returns it."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    checksum = tensors_hash(plain)
+    text = json.dumps({**header, "version": VERSION, "sha256": checksum}, ensure_ascii=False)
+    durable.write_bytes(path, save(plain, metadata={KEY: text, "format": "pt"}))
+    return checksum
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a file that `write_tensors` wrote. Raises DiffkitError if it is none, or too new."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unusable(path, f"it is truncated or no safetensors file ({error})") from error
+    if KEY not in metadata:
+        raise _unusable(path, "it is a safetensors file, but not one of diffkit's")
+    try:
+        header = json.loads(metadata[KEY])
+    except json.JSONDecodeError as error:
+        raise _unusable(path, "its header is damaged") from error
+    if not isinstance(header, dict) or not isinstance(header.get("version"), int):
+        raise _unusable(path, "its header is damaged")
+    if header["version"] > VERSION:
+        raise DiffkitError(
+            f"{path} is of format {header['version']}; this diffkit reads up to {VERSION}.",
+            "Upgrade with: pip install -U diffkit.",
+            code=ExitCode.MODEL,
+        )
+    return header
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header, the checksum verified. Raises DiffkitError if anything is damaged."""
+    header = read_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unusable(path, f"it is damaged ({error})") from error
+    if tensors_hash(tensors) != header.get("sha256"):
+        raise _unusable(path, "its contents do not match its checksum")
+    return tensors, header
+
+
+def _unusable(path: Path, reason: str) -> DiffkitError:
+    if not path.exists():
+        return DiffkitError(f"There is no file {path}.", code=ExitCode.MODEL)
+    return DiffkitError(
+        f"{path} cannot be used: {reason}.",
+        "Take another copy, or one of the run's checkpoints: run the same `diffkit train` again to write it anew.",
+        code=ExitCode.MODEL,
+    )

@@ -1,0 +1,143 @@
+"""Writing a prepared data set: rows streamed to .npy shards, sums and counts kept on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from diffkit import durable
+from diffkit.engine.store import Pixels, Shard, file_sha256
+
+_HEADER_BYTES = 128
+_PREFIX = {"train": "", "holdout": "holdout-"}
+
+
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The header of a version 1.0 .npy file, always 128 bytes long, so that it can be written last."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    room = _HEADER_BYTES - 10
+    return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1).encode("ascii") + b"\n"
+
+
+class ShardWriter:
+    """The images of one part, in source order, never more than one of them in memory."""
+
+    def __init__(self, folder: Path, part: str, row: tuple[int, int, int], shard_images: int) -> None:
+        self.folder, self.part, self.row, self.shard_images = folder, part, row, shard_images
+        self.sizes: list[int] = []
+        self._file: BinaryIO | None = None
+
+    @property
+    def count(self) -> int:
+        """Images written so far."""
+        return sum(self.sizes)
+
+    def add(self, pixels: Pixels) -> None:
+        """Append one image [H, W, C]."""
+        if self._file is None:
+            self._file = self._path("images", len(self.sizes)).open("wb")
+            self.sizes.append(0)
+            durable.write(self._file, npy_header("|u1", (0, *self.row)))
+        durable.write(self._file, np.ascontiguousarray(pixels).data)
+        self.sizes[-1] += 1
+        if self.sizes[-1] == self.shard_images:
+            self.finish_shard()
+
+    def finish_shard(self) -> None:
+        """Write the true header, fsync and close."""
+        if self._file is None:
+            return
+        self._file.seek(0)
+        durable.write(self._file, npy_header("|u1", (self.sizes[-1], *self.row)))
+        durable.sync_file(self._file)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the open file, finished or not."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def write_labels(self, labels: npt.NDArray[np.int64]) -> None:
+        """Class indices [N] of all images, in shards as long as theirs."""
+        start = 0
+        for number, size in enumerate(self.sizes):
+            rows = labels[start : start + size].astype("<i8")
+            durable.write_bytes(self._path("labels", number), npy_header("<i8", (size,)) + rows.tobytes())
+            start += size
+
+    def shards(self, kinds: tuple[str, ...]) -> list[Shard]:
+        """What was written, read back for its sha256."""
+        found = []
+        for kind in kinds:
+            for number, size in enumerate(self.sizes):
+                path = self._path(kind, number)
+                found.append(Shard(path.name, kind, self.part, size, file_sha256(path)))
+        return found
+
+    def _path(self, kind: str, number: int) -> Path:
+        return self.folder / f"{_PREFIX[self.part]}{kind}-{number:05d}.npy"
+
+
+class LineWriter:
+    """A JSON-lines file, written line by line and made durable at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("wb")
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        durable.write(
+            self._file, (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        )
+
+    def finish(self) -> None:
+        """fsync and close."""
+        durable.sync_file(self._file)
+        self._file.close()
+
+    def close(self) -> None:
+        """Let go of the open file, finished or not."""
+        self._file.close()
+
+
+class Moments:
+    """Per-channel sums in exact integers: the mean does not depend on any order or rounding."""
+
+    def __init__(self, channels: int) -> None:
+        self.pixels = 0
+        self.sums = [0] * channels
+        self.squares = [0] * channels
+
+    def add(self, pixels: Pixels) -> None:
+        """Count one image [H, W, C] in."""
+        flat = pixels.reshape(-1, pixels.shape[-1])
+        self.pixels += len(flat)
+        for channel in range(pixels.shape[-1]):
+            values = flat[:, channel].astype(np.int64)
+            self.sums[channel] += int(values.sum())
+            self.squares[channel] += int(values @ values)
+
+    def mean(self) -> list[float]:
+        """Per channel, in units of [-1, 1]."""
+        return [total / self.pixels / 127.5 - 1 for total in self.sums]
+
+    def variance(self) -> list[float]:
+        """Per channel, in units of [-1, 1]; the numerator is exact, so nothing cancels."""
+        scale = (self.pixels * 127.5) ** 2
+        pairs = zip(self.sums, self.squares, strict=True)
+        return [(self.pixels * square - total * total) / scale for total, square in pairs]
+
+    def std(self) -> list[float]:
+        """Per channel, in units of [-1, 1]."""
+        return [math.sqrt(value) for value in self.variance()]
+
+    def sigma_data(self) -> float:
+        """Root of the mean variance; at least one gray level, so that blank images never divide by 0."""
+        variances = self.variance()
+        return max(math.sqrt(sum(variances) / len(variances)), 1 / 127.5)

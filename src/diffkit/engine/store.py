@@ -1,0 +1,215 @@
+"""The prepared data set on disk, and how it is read: plain .npy shards, memory-mapped, and dataset.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from diffkit.errors import DiffkitError, ExitCode, did_you_mean
+from diffkit.interfaces import ImageSpec
+
+FORMAT = "diffkit-dataset"
+VERSION = 1
+INDEX_FILE = "dataset.json"
+PARTS = ("train", "holdout")
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One .npy file: `kind` "images" (uint8 [N, H, W, C]) or "labels" (int64 [N], -1 = no label)."""
+
+    file: str
+    kind: str
+    part: str
+    images: int
+    sha256: str
+
+
+class _Rows:
+    """Several arrays, read as if they were one."""
+
+    def __init__(self, arrays: list[npt.NDArray[Any]]) -> None:
+        self.arrays = arrays
+        self.starts = np.cumsum([0] + [len(array) for array in arrays])
+
+    def gather(self, indices: Indices) -> npt.NDArray[Any]:
+        """The rows at `indices`, in their order."""
+        if len(indices) and (indices.min() < 0 or indices.max() >= self.starts[-1]):
+            raise IndexError(f"image index outside 0 to {self.starts[-1] - 1}")
+        which = np.searchsorted(self.starts, indices, side="right") - 1
+        first = self.arrays[0]
+        rows = np.empty((len(indices), *first.shape[1:]), dtype=first.dtype)
+        for number in np.unique(which):
+            here = which == number
+            rows[here] = self.arrays[number][indices[here] - self.starts[number]]
+        return rows
+
+
+class Store:
+    """A prepared data set, opened for reading.
+
+    `mean` and `std` are per channel, over the training part, in units of [-1, 1]; `sigma_data` is the root of
+    the mean over channels of the variance; `class_counts` counts training images by class; `fingerprint` is a
+    sha256 over what the shards hold, the same wherever the folder lies.
+    """
+
+    def __init__(self, path: Path, index: dict[str, Any]) -> None:
+        """Use `Store.open`. Raises KeyError, TypeError or ValueError where `index` is incomplete."""
+        self.path = path
+        self.index = index
+        self.spec = ImageSpec.from_dict(index["spec"])
+        self.count = int(index["count"])
+        self.holdout_count = int(index["holdout_count"])
+        self.mean = tuple(float(value) for value in index["mean"])
+        self.std = tuple(float(value) for value in index["std"])
+        self.sigma_data = float(index["sigma_data"])
+        self.class_counts: dict[str, int] = dict(index["class_counts"])
+        self.shards = [Shard(**shard) for shard in index["shards"]]
+        self.fingerprint = _fingerprint(self.spec, self.shards)
+        self._rows: dict[tuple[str, str], _Rows] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open the folder that `diffkit prepare` wrote; only headers are read and checked.
+
+        Raises DiffkitError (code DATA) for anything missing, damaged, truncated or newer than this diffkit.
+        """
+        folder = Path(path)
+        store = cls._parse(folder, _read_index(folder))
+        for part in PARTS:
+            for kind in ("images", "labels"):
+                arrays = [store._map(s) for s in store.shards if (s.part, s.kind) == (part, kind)]
+                if arrays:
+                    store._rows[part, kind] = _Rows(arrays)
+        store._check_counts()
+        return store
+
+    @classmethod
+    def _parse(cls, folder: Path, index: dict[str, Any]) -> Store:
+        try:
+            return cls(folder, index)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(folder, f"{INDEX_FILE} is incomplete ({type(error).__name__}: {error})") from error
+
+    def gather(self, indices: Indices, part: str = "train") -> tuple[Pixels, Indices | None]:
+        """indices int64 [B] -> images uint8 [B, H, W, C] and class indices int64 [B] (-1 = no label).
+
+        The labels are None where the set has no classes. Raises IndexError for an index out of range.
+        """
+        images = self._rows.get((part, "images"))
+        if images is None:
+            raise IndexError(f"the data set has no {part} images")
+        labels = self._rows.get((part, "labels"))
+        return images.gather(indices), None if labels is None else labels.gather(indices)
+
+    def verify(self) -> list[str]:
+        """Read every shard and compare its sha256: one sentence per problem, an empty list if all is well."""
+        problems = []
+        for shard in self.shards:
+            found = file_sha256(self.path / shard.file)
+            if found != shard.sha256:
+                problems.append(f"{shard.file} has changed: sha256 is {found}, expected {shard.sha256}")
+        return problems
+
+    def _map(self, shard: Shard) -> npt.NDArray[Any]:
+        """A shard as a memory-mapped array, once its header and its size are what they should be."""
+        path = self.path / shard.file
+        row: tuple[int, ...] = ()
+        if shard.kind == "images":
+            row = (self.spec.height, self.spec.width, self.spec.channels)
+        wanted = ((shard.images, *row), np.dtype(np.uint8 if shard.kind == "images" else np.int64))
+        try:
+            shape, dtype, offset = _npy_header(path)
+            size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise _damaged(self.path, f"{shard.file} is missing") from error
+        except (OSError, ValueError) as error:
+            raise _damaged(self.path, f"{shard.file} cannot be read ({error})") from error
+        if (shape, dtype) != wanted:
+            raise _damaged(self.path, f"{shard.file} holds {dtype} {shape}, expected {wanted[1]} {wanted[0]}")
+        expected = offset + int(np.prod(shape)) * dtype.itemsize
+        if size != expected:
+            raise _damaged(self.path, f"{shard.file} is {size:,} bytes long, expected {expected:,}")
+        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+
+    def _check_counts(self) -> None:
+        kinds = ("images", "labels") if self.spec.classes else ("images",)
+        for part, count in (("train", self.count), ("holdout", self.holdout_count)):
+            for kind in kinds:
+                rows = self._rows.get((part, kind))
+                found = 0 if rows is None else int(rows.starts[-1])
+                if found != count:
+                    raise _damaged(self.path, f"the {part} {kind} shards hold {found} rows, expected {count}")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fingerprint(spec: ImageSpec, shards: list[Shard]) -> str:
+    content = [[s.kind, s.part, s.images, s.sha256] for s in shards]
+    canonical = json.dumps([spec.to_dict(), content], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and the offset of the data. Raises ValueError for anything but a plain C-ordered array."""
+    with path.open("rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("not version 1.0 of the .npy format")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if fortran or dtype.hasobject:
+            raise ValueError("not a plain array")
+        return shape, dtype, file.tell()
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """dataset.json, once it is known to be one that this version understands."""
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _not_prepared(folder) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"{INDEX_FILE} cannot be read ({error})") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise _not_prepared(folder)
+    version = index.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise DiffkitError(
+            f"{folder} was prepared by a newer diffkit: format version {version}, this one reads {VERSION}.",
+            "Upgrade diffkit, or prepare the images again.",
+            code=ExitCode.DATA,
+        )
+    return index
+
+
+def _not_prepared(folder: Path) -> DiffkitError:
+    """Missing, or something else than a prepared data set."""
+    if folder.exists():
+        hint = f"Run: diffkit prepare {folder}"
+        return DiffkitError(f"{folder} is not a prepared data set.", hint, code=ExitCode.DATA)
+    siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    near = did_you_mean(folder.name, siblings)
+    return DiffkitError(
+        f"There is no {folder}.", f"{near}Prepare one with: diffkit prepare IMAGES", code=ExitCode.DATA
+    )
+
+
+def _damaged(folder: Path, what: str) -> DiffkitError:
+    return DiffkitError(
+        f"The prepared data set {folder} is damaged: {what}.", "Prepare it again.", code=ExitCode.DATA
+    )

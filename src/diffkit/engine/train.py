@@ -1,0 +1,227 @@
+"""The training loop. Its clock is images seen; everything random is a function of the seed and that clock."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from diffkit.core.denoiser import Condition, Denoiser
+from diffkit.core.ema import ema_decay, update_ema
+from diffkit.core.random import Purpose, derived_seed, golden, normal
+from diffkit.engine.batches import Batch, Batches
+from diffkit.engine.checkpoint import Checkpoint
+from diffkit.errors import DiffkitError, ExitCode
+
+Objective = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
+Levels = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a training; lr per step, warmup and half-life in images, clip a gradient norm."""
+
+    batch_size: int
+    micro_batch: int
+    lr: float
+    warmup_images: int
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float
+    ema_half_life: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step done. `loss` and `grad_norm` are means since the last report, on reports only (else None)."""
+
+    images_seen: int
+    step: int
+    lr: float
+    loss: float | None = None
+    grad_norm: float | None = None
+    images_per_second: float = 0.0
+    data_wait: float = 0.0
+
+
+class State:
+    """Network, average, optimiser and images seen: what a checkpoint holds."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+        self.network = network
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.images_seen = 0
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        device = parameters[0].device.type
+        self.optimizer = torch.optim.AdamW(
+            parameters,
+            lr=recipe.lr,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=device in {"cpu", "cuda"},
+        )
+
+    def checkpoint(self, meta: dict[str, object]) -> Checkpoint:
+        """A snapshot. Raises DiffkitError if a weight is not finite: no such state ever reaches the disk."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point()):
+            raise non_finite(self.images_seen)
+        return Checkpoint(tensors, self.images_seen, meta)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Load a snapshot. Raises DiffkitError naming the first tensor that does not fit."""
+        for prefix, module in (("network.", self.network), ("average.", self.average)):
+            load_exactly(module, _under(checkpoint.tensors, prefix))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(checkpoint.tensors, "optimizer.").items():
+            index, slot = name.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.images_seen = checkpoint.images_seen
+
+
+def train(
+    state: State,
+    denoiser: Denoiser,
+    batches: Batches,
+    levels: Levels,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    until_images: int | None = None,
+    report_every: int = 1,
+) -> Iterator[Progress]:
+    """Train `state` from where it is, yielding after every step, for ever or until `until_images` have been seen.
+
+    `levels` maps t in (0, 1) to noise levels; `denoiser` wraps `state.network`. Every `report_every` steps the loss
+    comes back from the device; if it is not finite, raises DiffkitError (exit code 6).
+    """
+    device = next(state.network.parameters()).device
+    report = _Report(device)
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(batches.batch, state.images_seen, recipe.batch_size)
+        while until_images is None or state.images_seen < until_images:
+            start = time.perf_counter()
+            batch = following.result()
+            report.waited += time.perf_counter() - start
+            first = state.images_seen + recipe.batch_size
+            following = reader.submit(batches.batch, first, recipe.batch_size)
+
+            lr = recipe.lr * min(1.0, first / max(recipe.warmup_images, 1))
+            loss, grad_norm = _step(state, denoiser, batch, levels, objective, recipe, lr)
+            report.add(loss, grad_norm)
+            state.images_seen = first
+            step = first // recipe.batch_size
+            progress = Progress(first, step, lr)
+            if step % report_every == 0:
+                progress = report.progress(progress, recipe.batch_size, time.perf_counter() - start)
+            else:
+                report.busy += time.perf_counter() - start
+            yield progress
+
+
+def _step(
+    state: State,
+    denoiser: Denoiser,
+    batch: Batch,
+    levels: Levels,
+    objective: Objective,
+    recipe: Recipe,
+    lr: float,
+) -> tuple[Tensor, Tensor]:
+    """One optimiser step; the loss and the norm of its gradient, still on the device."""
+    device = next(state.network.parameters()).device
+    state.network.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=device)
+    for number, micro in enumerate(batch.split(recipe.micro_batch)):
+        torch.manual_seed(derived_seed(recipe.seed, Purpose.NETWORK, state.images_seen, number))
+        clean, condition, positions = micro.to(device)
+        s = levels(golden(recipe.seed, Purpose.TRAIN_LEVEL, micro.positions))
+        noise = normal(recipe.seed, Purpose.TRAIN_NOISE, positions, clean.shape[1:])
+        loss = objective(denoiser, clean, s, noise, condition).sum() / len(batch.positions)
+        loss.backward()
+        total += loss.detach()
+    grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    seen = state.images_seen + recipe.batch_size
+    update_ema(state.average, state.network, ema_decay(seen, recipe.batch_size, recipe.ema_half_life))
+    return total, grad_norm.detach()
+
+
+class _Report:
+    """Means since the last report, kept on the device so that a step never waits for it.
+
+    `busy` is time inside the loop, in seconds: what the caller does between steps does not count.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(2, device=device)
+        self.steps, self.busy, self.waited = 0, 0.0, 0.0
+
+    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
+        self.sums += torch.stack([loss, grad_norm])
+        self.steps += 1
+
+    def progress(self, now: Progress, batch_size: int, seconds: float) -> Progress:
+        start = time.perf_counter()
+        loss, grad_norm = (self.sums / self.steps).tolist()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise non_finite(now.images_seen)
+        busy = self.busy + seconds + time.perf_counter() - start
+        result = replace(
+            now,
+            loss=loss,
+            grad_norm=grad_norm,
+            images_per_second=self.steps * batch_size / busy,
+            data_wait=self.waited / busy,
+        )
+        self.sums.zero_()
+        self.steps, self.busy, self.waited = 0, 0.0, 0.0
+        return result
+
+
+def load_exactly(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """`load_state_dict`, with the first tensor that is missing, left over or of another shape named."""
+    own = module.state_dict()
+    for name in [*own, *tensors]:
+        here, there = own.get(name), tensors.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            raise DiffkitError(
+                f"The saved weights do not fit this network: {name} is {_shape(there)} in the file "
+                f"and {_shape(here)} in the network.",
+                "The backbone's plugin may have changed since; install the version the run records.",
+                code=ExitCode.MODEL,
+            )
+    module.load_state_dict(tensors)
+
+
+def non_finite(images_seen: int) -> DiffkitError:
+    """The loss or a weight is NaN or infinite."""
+    return DiffkitError(
+        f"Training diverged: the loss or a weight is no longer finite (after {images_seen:,} images).",
+        "The last checkpoint is sound. Start again from it with a smaller learning rate: "
+        "diffkit train DATA -o NEW --init RUN --lr X.",
+        code=ExitCode.NON_FINITE,
+    )
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(list(tensor.shape))

@@ -1,0 +1,41 @@
+"""The one exception that users see, and the exit codes of the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process returns; documented in docs/reliability.md."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    DATA = 3
+    MACHINE = 4
+    LOCKED = 5
+    NON_FINITE = 6
+    MODEL = 7
+    RESUMABLE = 75
+    INTERRUPTED = 130
+
+
+class DiffkitError(Exception):
+    """Something a user can mend: what is wrong, then (`hint`) the nearest right thing or the next command."""
+
+    def __init__(self, message: str, hint: str = "", *, code: ExitCode = ExitCode.USAGE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"Did you mean 'karras'? "` for a near miss among `known`, else an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"Did you mean '{near[0]}'? " if near else ""

@@ -1,0 +1,69 @@
+"""The hooks of diffkit: what a plugin may add.
+
+A plugin is any installed distribution with an entry point in the group `diffkit`:
+
+    [project.entry-points.diffkit]
+    my-plugin = "my_package.module"
+
+whose module defines some of these hooks with `from diffkit import hookimpl`. Each returns a dictionary from a part's
+name to the function itself or to an import string `"module:function"`; import strings keep `diffkit --help` and
+`diffkit plugins list` fast, since nothing is imported until the part is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from diffkit.interfaces import Backbone, DatasetSource, Prediction, Sampler, Schedule
+
+hookspec = pluggy.HookspecMarker("diffkit")
+
+
+@hookspec
+def schedules() -> dict[str, Schedule | str]:
+    """Noise schedules, `(t, *, options) -> s`.
+
+    t is a float64 tensor strictly inside (0, 1); s, the noise-to-signal ratio, must be finite, positive and
+    increasing in t. Only the shape matters: diffkit restricts it to the model's own range of s. As a quantile
+    function it is the density of training noise levels; over a grid of t it is a sampling grid.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def predictions() -> dict[str, Prediction | str]:
+    """Prediction types, `(s, *, options) -> Coefficients(skip, out, inp)`.
+
+    The denoiser is `skip * x + out * network(inp * x, log(s) / 4)`. An option called `sigma_data` is filled in
+    from the data set unless the user gives it.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def samplers() -> dict[str, Sampler | str]:
+    """Samplers, `(denoise, x, sigmas, noise, *, options) -> Iterator[x]`.
+
+    x [B, C, H, W] starts at noise level sigmas[0]; the sampler yields x at sigmas[1], sigmas[2], ... The list is
+    strictly monotone and usually falls to 0; it may end above 0, and it rises when an image is inverted.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def backbones() -> dict[str, Backbone | str]:
+    """Networks, `(spec, *, options) -> nn.Module`.
+
+    `forward(x [B, C, H, W], c_noise [B], **condition) -> [B, C, H, W]`, any H and W. Conditions come as keyword
+    tensors: `label [B, K]` where the spec has classes, `image [B, C', H, W]` where it has image channels.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def datasets() -> dict[str, DatasetSource | str]:
+    """Dataset sources, `(path, *, options) -> Iterator[Example]`: where `diffkit prepare` reads images from."""
+    raise NotImplementedError

@@ -1,0 +1,120 @@
+"""The contracts between parts: plain records, and the shape of each kind of function.
+
+A part is a function. Its keyword-only parameters are its options: names, types and defaults are read from its
+signature for validation, documentation and the record that a run keeps. Nothing here imports torch at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
+    from torch import Tensor, nn
+
+    ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | Path | Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a prepared data set holds, and so what a backbone is built for.
+
+    `height` and `width` in pixels, `channels` 1 (gray) or 3 (colour); `classes` are the label names, empty when
+    the set is unconditional; `image_channels` counts the channels of a conditioning image (0 = none).
+    """
+
+    channels: int
+    height: int
+    width: int
+    classes: tuple[str, ...] = ()
+    image_channels: int = 0
+    dtype: str = "uint8"
+
+    @property
+    def label_width(self) -> int:
+        """K of the label tensor [B, K]: a class is one-hot, all zeros = no label."""
+        return len(self.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "channels": self.channels,
+            "height": self.height,
+            "width": self.width,
+            "classes": list(self.classes),
+            "image_channels": self.image_channels,
+            "dtype": self.dtype,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageSpec:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "classes": tuple(values.get("classes", ()))})
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image from a dataset source.
+
+    `image`: a Pillow image, a uint8 array [H, W], [H, W, 1] or [H, W, 3], or, so that it is read later, in a
+    worker, the path of an image file or a function that returns the Pillow image. `label`: a class name, or None.
+    `id`: stable and unique within the source (default: its position). `input`: a paired input image for
+    image-to-image training.
+    """
+
+    image: ImageLike
+    label: str | None = None
+    id: str | None = None
+    input: ImageLike | None = None
+
+
+class Coefficients(NamedTuple):
+    """A prediction type at noise levels s: `clean = skip * x + out * network(inp * x, log(s) / 4)`."""
+
+    skip: Tensor
+    out: Tensor
+    inp: Tensor
+
+
+class Schedule(Protocol):
+    """Noise schedule `(t, *, options) -> s`: float64 in (0, 1) to a noise-to-signal ratio, increasing, > 0."""
+
+    def __call__(self, t: Tensor, /, **options: Any) -> Tensor: ...
+
+
+class Prediction(Protocol):
+    """What the network estimates: `(s, *, options) -> Coefficients`, float64 tensors of the shape of s."""
+
+    def __call__(self, s: Tensor, /, **options: Any) -> Coefficients: ...
+
+
+Denoise: TypeAlias = "Callable[[Tensor, float], Tensor]"
+"""`denoise(x [B, C, H, W], s) -> the estimate of the clean images [B, C, H, W]`."""
+
+Noise: TypeAlias = "Callable[[float, float], Tensor]"
+"""`noise(s, s_next) -> [B, C, H, W]` of unit variance, keyed by image and by the interval's position."""
+
+
+class Sampler(Protocol):
+    """`(denoise, x, sigmas, noise, *, options)`: yields x after each step down the list of noise levels."""
+
+    def __call__(
+        self, denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, /, **options: Any
+    ) -> Iterator[Tensor]: ...
+
+
+class Backbone(Protocol):
+    """`(spec, *, options) -> nn.Module` with `forward(x, c_noise, **condition) -> [B, C, H, W]`."""
+
+    def __call__(self, spec: ImageSpec, /, **options: Any) -> nn.Module: ...
+
+
+class DatasetSource(Protocol):
+    """`(path, *, options) -> Iterator[Example]`, in an order that does not change from call to call."""
+
+    def __call__(self, path: str, /, **options: Any) -> Iterator[Example]: ...
