@@ -152,10 +152,11 @@ def test_an_srgb_or_damaged_profile_changes_nothing() -> None:
 
 
 def cmyk_profile(lab: tuple[int, int, int]) -> bytes:
-    """The smallest printer profile: a lut8 table with which any mixture of inks looks like one `lab`."""
+    """The smallest printer profile, a lut8 table: paper is white, K is black, any mixture of CMY looks like `lab`."""
+    mixtures = [(255, 128, 128) if ink == 0 else (0, 128, 128) if ink % 2 else lab for ink in range(16)]
     ramp = bytes(range(256))
     matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
-    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + matrix + ramp * 4 + bytes(lab) * 16 + ramp * 3
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + matrix + ramp * 4 + bytes(sum(mixtures, ())) + ramp * 3
     white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
     tags, offset, body = b"", 132 + 12 * 2, b""
     for name, data in ((b"A2B0", table), (b"wtpt", white)):

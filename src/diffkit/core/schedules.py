@@ -22,7 +22,8 @@ def cosine(t: Tensor) -> Tensor:
 
 def linear(t: Tensor, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
     """Betas that grow linearly with t (Ho et al. 2020; Song et al. 2021, eq. 33)."""
-    return torch.sqrt(torch.expm1(beta_min * t + (beta_max - beta_min) / 2 * t**2))
+    integral = beta_min * t + (beta_max - beta_min) / 2 * t.square()
+    return torch.expm1(integral).sqrt()
 
 
 def sigmoid(t: Tensor, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Tensor:

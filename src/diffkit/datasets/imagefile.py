@@ -133,7 +133,9 @@ def to_rgb_or_gray(image: Image.Image, channels: int, background: Color = WHITE)
             canvas = Image.new("RGB", opaque.size, background)
             canvas.paste(opaque, mask=alpha)
             opaque = canvas
-        plain = opaque.convert("RGB" if channels == 3 else "L")
+        plain = _in_mode(opaque, "RGB" if channels == 3 else "L")
+        if plain is image:
+            plain = image.copy()
         plain.info.clear()
         turn = _TRANSPOSE.get(orientation(image))
         return plain if turn is None else plain.transpose(turn)
@@ -159,14 +161,17 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         return _from_deep_gray(image)
     if image.has_transparency_data:
         _mend_transparency(image)
-        layered = image.convert("RGBA")
+        layered = _in_mode(image, "RGBA")
         alpha = layered.getchannel("A")
         return _to_srgb(layered.convert("RGB"), image.info.get("icc_profile")), alpha
-    if image.mode in {"1", "L"}:
-        return image.convert("L"), None
     if image.mode in {"RGB", "CMYK"}:
         return _to_srgb(image, image.info.get("icc_profile")), None
-    return image.convert("RGB"), None
+    return _in_mode(image, "L" if image.mode in {"1", "L"} else "RGB"), None
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Converted where need be; images may be huge, so nothing is copied in vain."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _mend_transparency(image: Image.Image) -> None:
@@ -197,7 +202,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     transform = _profile_transform(profile, image.mode) if profile else None
     if transform is not None:
         return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return _in_mode(image, "RGB")
 
 
 @lru_cache(maxsize=64)
@@ -242,7 +247,7 @@ def _unidentified(source: Path | IO[bytes], error: Exception) -> str:
             return f"not a supported format: {name}"
     if not isinstance(error, UnidentifiedImageError):
         return f"damaged: {one_line(error)}"
-    if start and not any(byte < 9 or byte == 127 for byte in start):
+    if start.isascii() and not any(byte < 9 or byte == 127 for byte in start):
         return "not a supported format: text"
     return "not a supported format, or damaged at its start"
 

@@ -69,9 +69,7 @@ class PrepareOptions:
             f"crop cannot be '{self.crop}'.",
             f"{did_you_mean(self.crop, CROPS)}Choose one of {', '.join(CROPS)}.",
         )
-        _require(
-            self.channels in (0, 1, 3), f"channels cannot be {self.channels}.", "Choose 3, 1 or 0 (auto)."
-        )
+        _require(self.channels in (0, 1, 3), f"channels cannot be {self.channels}.", "Choose 3, 1 or 0 (auto).")
         _require(0 <= self.holdout < 1, f"holdout must be at least 0 and below 1, not {self.holdout}.")
         _require(0 <= self.max_rejected <= 1, f"max_rejected must lie in 0 to 1, not {self.max_rejected}.")
         _require(
@@ -127,9 +125,7 @@ class _Row:
     sha256: str = ""
 
 
-def prepare(
-    examples: Iterable[Example], out: Path, options: PrepareOptions, *, source: str = ""
-) -> Iterator[Event]:
+def prepare(examples: Iterable[Example], out: Path, options: PrepareOptions, *, source: str = "") -> Iterator[Event]:
     """Write the prepared data set `out`, yielding `Prepared` per example and `Finished` last.
 
     The result depends on the examples and the options alone, byte for byte, never on the number of workers.
@@ -192,9 +188,7 @@ def _decode(index: int, example: Example, options: PrepareOptions, channels: int
     identity = str(index) if example.id is None else example.id
     path = printable(str(example.image)) if isinstance(example.image, Path) else identity
     if example.input is not None:
-        raise DiffkitError(
-            "Paired input images cannot be prepared yet.", "Leave `input` out of the examples."
-        )
+        raise DiffkitError("Paired input images cannot be prepared yet.", "Leave `input` out of the examples.")
     try:
         with rejecting(), _opened(example.image) as image:
             if min(image.size) < options.min_side:
@@ -226,7 +220,7 @@ def _opened(image: ImageLike) -> AbstractContextManager[Image.Image]:
 def _found_colour(identity: str) -> DiffkitError:
     return DiffkitError(
         f"The first {_AUTO_LOOK} images are gray, but {identity} is not.",
-        "Choose channels 3 (colour) or 1 (gray) yourself.",
+        "Say which it shall be: --color color or --color gray.",
         code=ExitCode.DATA,
     )
 
@@ -299,9 +293,7 @@ class _Writer:
         for name, part in self.parts.items():
             part.finish_shard()
             if classes:
-                part.write_labels(
-                    np.array([codes.get(label or "", -1) for label in self.labels[name]], np.int64)
-                )
+                part.write_labels(np.array([codes.get(label or "", -1) for label in self.labels[name]], np.int64))
         self.examples_file.finish()
         self.rejected_file.finish()
         options = self.options
@@ -342,11 +334,7 @@ class _Writer:
         """Too little is left to be worth writing."""
         kinds = ", ".join(f"{reason} ({count})" for reason, count in self.reasons.most_common(3))
         if not self.stored:
-            what = (
-                f"None of {self.rejected} images can be used: {kinds}."
-                if self.rejected
-                else "There is no image."
-            )
+            what = f"None of {self.rejected} images can be used: {kinds}." if self.rejected else "There is no image."
             hint = f"First: {'; '.join(self.first_rejected)}." if self.rejected else ""
             raise DiffkitError(what, hint, code=ExitCode.DATA)
         fraction = self.rejected / self.done

@@ -92,9 +92,7 @@ class LineWriter:
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one record."""
-        durable.write(
-            self._file, (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-        )
+        durable.write(self._file, (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
     def finish(self) -> None:
         """fsync and close."""

@@ -46,11 +46,14 @@ class _Rows:
         if len(indices) and (indices.min() < 0 or indices.max() >= self.starts[-1]):
             raise IndexError(f"image index outside 0 to {self.starts[-1] - 1}")
         which = np.searchsorted(self.starts, indices, side="right") - 1
-        first = self.arrays[0]
+        offsets = indices - self.starts[which]
+        first = self.arrays[which[0]] if len(which) else self.arrays[0]
+        if (which == which[:1]).all():
+            rows: npt.NDArray[Any] = first[offsets]
+            return rows
         rows = np.empty((len(indices), *first.shape[1:]), dtype=first.dtype)
-        for number in np.unique(which):
-            here = which == number
-            rows[here] = self.arrays[number][indices[here] - self.starts[number]]
+        for place, (number, offset) in enumerate(zip(which.tolist(), offsets.tolist(), strict=True)):
+            rows[place] = self.arrays[number][offset]
         return rows
 
 
@@ -74,6 +77,8 @@ class Store:
         self.sigma_data = float(index["sigma_data"])
         self.class_counts: dict[str, int] = dict(index["class_counts"])
         self.shards = [Shard(**shard) for shard in index["shards"]]
+        if any(Path(shard.file).name != shard.file for shard in self.shards):
+            raise ValueError("a shard lies outside the folder")
         self.fingerprint = _fingerprint(self.spec, self.shards)
         self._rows: dict[tuple[str, str], _Rows] = {}
 
@@ -139,7 +144,7 @@ class Store:
         expected = offset + int(np.prod(shape)) * dtype.itemsize
         if size != expected:
             raise _damaged(self.path, f"{shard.file} is {size:,} bytes long, expected {expected:,}")
-        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+        return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape))
 
     def _check_counts(self) -> None:
         kinds = ("images", "labels") if self.spec.classes else ("images",)
@@ -204,12 +209,8 @@ def _not_prepared(folder: Path) -> DiffkitError:
         return DiffkitError(f"{folder} is not a prepared data set.", hint, code=ExitCode.DATA)
     siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
     near = did_you_mean(folder.name, siblings)
-    return DiffkitError(
-        f"There is no {folder}.", f"{near}Prepare one with: diffkit prepare IMAGES", code=ExitCode.DATA
-    )
+    return DiffkitError(f"There is no {folder}.", f"{near}Prepare one with: diffkit prepare IMAGES", code=ExitCode.DATA)
 
 
 def _damaged(folder: Path, what: str) -> DiffkitError:
-    return DiffkitError(
-        f"The prepared data set {folder} is damaged: {what}.", "Prepare it again.", code=ExitCode.DATA
-    )
+    return DiffkitError(f"The prepared data set {folder} is damaged: {what}.", "Prepare it again.", code=ExitCode.DATA)

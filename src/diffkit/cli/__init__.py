@@ -1,0 +1,107 @@
+"""The command line: thin commands; whatever is heavy is imported inside their bodies. Rich lives only here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from diffkit import __version__
+from diffkit.errors import DiffkitError, ExitCode
+
+app = typer.Typer(
+    name="diffkit",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a folder of images to a diffusion model that makes more of them.",
+    epilog="Start with: [bold]diffkit demo[/bold], or [bold]diffkit prepare PHOTOS[/bold].",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"diffkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    no_plugins: Annotated[bool, typer.Option("--no-plugins", help="Use built-in parts only.")] = False,
+) -> None:
+    if debug:
+        os.environ["DIFFKIT_DEBUG"] = "1"
+    if no_plugins:
+        from diffkit.registry import disable_plugins
+
+        disable_plugins()
+
+
+def _add_commands() -> None:
+    from diffkit.cli.demo import demo
+    from diffkit.cli.plugins import plugins
+    from diffkit.cli.prepare import prepare
+    from diffkit.cli.sample import sample
+    from diffkit.cli.show import show
+    from diffkit.cli.train import train
+
+    app.command()(prepare)
+    app.command()(train)
+    app.command()(sample)
+    app.command()(show)
+    app.add_typer(plugins, name="plugins")
+    app.command()(demo)
+
+
+_add_commands()
+
+
+def main() -> None:
+    """Run the command line; errors become a few lines on standard error and an exit code."""
+    try:
+        app()
+    except DiffkitError as error:
+        _explain(error)
+        sys.exit(int(error.code))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(int(ExitCode.INTERRUPTED))
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`): no complaint, and none from the interpreter's last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        _explain_bug(error)
+        sys.exit(int(ExitCode.BUG))
+
+
+def _explain(error: DiffkitError) -> None:
+    from diffkit.cli.console import err, plain
+
+    if _debugging():
+        err.print_exception()
+    err.print("[bold red]Error:[/] " + plain(error.message), highlight=False)
+    if error.hint:
+        err.print(plain(error.hint), highlight=False)
+
+
+def _explain_bug(error: Exception) -> None:
+    from diffkit.cli.console import err, plain
+
+    if _debugging():
+        err.print_exception()
+        return
+    err.print(f"[bold red]Bug:[/] {type(error).__name__}: " + plain(str(error)), highlight=False)
+    err.print("This should not happen. Please report it with what [bold]diffkit --debug ...[/] prints.")
+
+
+def _debugging() -> bool:
+    return os.environ.get("DIFFKIT_DEBUG", "") not in {"", "0"}

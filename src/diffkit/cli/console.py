@@ -1,0 +1,86 @@
+"""Consoles and the little that all commands print alike. Messages go to standard error, data to standard output."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+from diffkit.errors import DiffkitError
+
+err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True)
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def plain(text: str) -> str:
+    """Text from outside (file names): no markup, no control characters."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def say(text: str = "") -> None:
+    """A line of ours, with markup."""
+    err.print(text, highlight=False)
+
+
+def next_command(command: str) -> None:
+    """What to run next."""
+    say(f"Next: [bold]{plain(command)}[/]")
+
+
+def print_json(value: Any) -> None:
+    """Machine-readable output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def progress(*columns: ProgressColumn, unit: str = "images") -> Progress:
+    """A progress bar that vanishes when done; nothing on a pipe."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        *columns,
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+
+def duration(text: str) -> float:
+    """ "30m", "1.5h", "90s" or "1h30m" -> seconds. Raises DiffkitError if it is no duration."""
+    pieces = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
+    if not pieces or "".join(number + unit for number, unit in pieces) != text.strip().lower():
+        raise DiffkitError(f"'{text}' is no duration.", "Write 90s, 30m, 2h or 1h30m.")
+    return sum(float(number) * _UNITS[unit] for number, unit in pieces)
+
+
+def clock(seconds: float) -> str:
+    """3725 -> "1h02m"; 65 -> "1m05s"."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """ "128" or "96x128" (height x width) -> (height, width). Raises DiffkitError otherwise."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    if not match or not int(match[1]) or not int(match[2] or match[1]):
+        raise DiffkitError(f"'{text}' is no image size.", "Write --size 128, or height x width: --size 96x128.")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def bytes_text(count: float) -> str:
+    """1.4 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

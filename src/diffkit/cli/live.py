@@ -1,0 +1,167 @@
+"""The live display of a training: a bar on a terminal, plain lines elsewhere; and stopping it politely."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from diffkit.cli.console import bytes_text, clock, err, plain, say
+from diffkit.engine.devices import memory_used
+from diffkit.engine.session import Cadence, Ended, Event, Previewed, Saved
+from diffkit.errors import ExitCode
+
+if TYPE_CHECKING:
+    from diffkit.compose import Training
+    from diffkit.engine.train import Progress as Step
+
+LINE_SECONDS = 10.0
+SMOOTHING = 0.98
+
+
+class Stopper:
+    """The first SIGINT, SIGTERM or SIGUSR1 asks to stop at the next step; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopper:
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(int(ExitCode.INTERRUPTED))
+        self.asked = True
+        os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")
+
+
+def draw(training: Training, cadence: Cadence, stopper: Stopper) -> Ended:
+    """Run the training and show it."""
+    report_every = 1 if training.device.type == "cpu" else max(1, 2048 // training.recipe.batch_size)
+    events = training.start(cadence, report_every=report_every, should_stop=stopper)
+    display = _on_terminal if err.is_terminal else _in_lines
+    ended: Ended | None = None
+    with display(training, cadence) as show:
+        for event in events:
+            show(event)
+            if isinstance(event, Ended):
+                ended = event
+    assert ended is not None
+    return ended
+
+
+class _Figures:
+    """Smoothed figures of the latest steps, as text."""
+
+    def __init__(self, training: Training, cadence: Cadence) -> None:
+        self.training, self.cadence = training, cadence
+        self.loss = self.speed = self.wait = 0.0
+        self.weight = 0.0
+        self.begun = time.monotonic()
+
+    def add(self, step: Step) -> None:
+        assert step.loss is not None
+        self.weight = SMOOTHING * self.weight + 1 - SMOOTHING
+        share = (1 - SMOOTHING) / self.weight
+        self.loss += share * (step.loss - self.loss)
+        self.speed += share * (step.images_per_second - self.speed)
+        self.wait += share * (step.data_wait - self.wait)
+
+    def remaining(self, seen: int) -> float | None:
+        if self.cadence.seconds is not None:
+            return max(0.0, self.cadence.seconds - (time.monotonic() - self.begun))
+        if self.cadence.until_images is None or not self.speed:
+            return None
+        return (self.cadence.until_images - seen) / self.speed
+
+    def text(self, seen: int) -> dict[str, Any]:
+        remaining = self.remaining(seen)
+        memory = memory_used(self.training.device)
+        speed = f"{self.speed:.1f}" if self.speed < 10 else f"{self.speed:,.0f}"
+        return {
+            "loss": f"loss {self.loss:.4f}",
+            "speed": f"{speed} img/s",
+            "wait": f"data wait {self.wait:.0%}",
+            "eta": "" if remaining is None else f"{clock(remaining)} left",
+            "memory": "" if memory is None else bytes_text(memory),
+        }
+
+
+def _event_line(event: Event) -> str | None:
+    if isinstance(event, Saved):
+        return f"  saved at {event.images_seen:,} images ({event.seconds:.1f} s)"
+    if isinstance(event, Previewed):
+        return f"  samples at {event.images_seen:,} images: {plain(str(event.path))}"
+    return None
+
+
+@contextmanager
+def _on_terminal(training: Training, cadence: Cadence) -> Iterator[Any]:
+    figures = _Figures(training, cadence)
+    total = cadence.until_images
+    columns = ["{task.fields[count]}", "{task.fields[loss]}", "{task.fields[speed]}"]
+    columns += ["{task.fields[wait]}", "{task.fields[memory]}", "{task.fields[eta]}"]
+    bar = Progress(
+        TextColumn("[bold]Training"),
+        BarColumn(bar_width=None),
+        *(TextColumn(column) for column in columns),
+        console=err,
+        expand=True,
+    )
+    start: dict[str, Any] = {"count": "", "loss": "", "speed": "", "wait": "", "memory": "", "eta": ""}
+    with bar:
+        task = bar.add_task("", total=total or cadence.seconds, **start)
+
+        def show(event: Event) -> None:
+            line = _event_line(event)
+            if line:
+                bar.console.print(line, highlight=False)
+            if isinstance(event, Ended | Saved | Previewed) or event.loss is None:
+                return
+            figures.add(event)
+            seen = event.images_seen
+            count = f"{seen:,} / {total:,} images" if total else f"{seen:,} images"
+            done = seen if total else time.monotonic() - figures.begun
+            bar.update(task, completed=done, count=count, **figures.text(seen))
+
+        yield show
+
+
+@contextmanager
+def _in_lines(training: Training, cadence: Cadence) -> Iterator[Any]:
+    figures = _Figures(training, cadence)
+    last = 0.0
+
+    def show(event: Event) -> None:
+        nonlocal last
+        line = _event_line(event)
+        if line:
+            say(line)
+        if isinstance(event, Ended | Saved | Previewed) or event.loss is None:
+            return
+        figures.add(event)
+        if time.monotonic() - last >= LINE_SECONDS:
+            last = time.monotonic()
+            total = f" / {cadence.until_images:,}" if cadence.until_images else ""
+            parts = [part for part in figures.text(event.images_seen).values() if part]
+            say(f"  {event.images_seen:,}{total} images  " + "  ".join(parts))
+
+    yield show

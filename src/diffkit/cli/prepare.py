@@ -1,0 +1,136 @@
+"""`diffkit prepare`: a folder of images -> a prepared data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from diffkit.engine.prepare import Finished
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(help="A folder or zip of images, or whatever --source reads.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder for the data set. [SOURCE-SIZE]")] = None,
+    source_part: Annotated[
+        str, typer.Option("--source", metavar="NAME[:KEY=VALUE,...]", help="Dataset source, with its options.")
+    ] = "folder",
+    size: Annotated[str, typer.Option(help="Pixels: 128, or height x width: 96x128.")] = "128",
+    crop: Annotated[str, typer.Option(help="center, random or pad. The aspect ratio is always kept.")] = "center",
+    color: Annotated[str, typer.Option(help="color, gray or auto.")] = "auto",
+    background: Annotated[str, typer.Option(help="Colour under transparency and padding.")] = "white",
+    holdout: Annotated[str, typer.Option(help="Share kept from training, for honest measurement.")] = "5%",
+    min_side: Annotated[int, typer.Option(help="Reject images whose shorter side has fewer pixels.")] = 0,
+    max_rejected: Annotated[str, typer.Option(help="Give up if more than this share is rejected.")] = "5%",
+    workers: Annotated[int, typer.Option(help="Threads; 0 = one per core.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Read every image once, crop it to one size, and pack them for training.
+
+    Sub-folders become classes. Whatever cannot be read is listed in rejected.jsonl with the reason; nothing of yours
+    is changed or deleted.
+    """
+    from diffkit.cli.console import image_size, next_command, plain, print_json, progress, say
+    from diffkit.compose.parts import completed
+    from diffkit.config import PartChoice
+    from diffkit.engine.prepare import Finished, PrepareOptions
+    from diffkit.engine.prepare import prepare as prepare_images
+    from diffkit.errors import DiffkitError
+    from diffkit.rundir import unused
+
+    height, width = image_size(size)
+    channels = {"auto": 0, "gray": 1, "grey": 1, "color": 3, "colour": 3}.get(color)
+    if channels is None:
+        raise DiffkitError(f"--color {color} is not known.", "Choose color, gray or auto.")
+    options = PrepareOptions(
+        height=height,
+        width=width,
+        crop=crop,
+        channels=channels,
+        background=_colour(background),
+        holdout=_share(holdout, "--holdout"),
+        workers=workers,
+        min_side=min_side,
+        max_rejected=_share(max_rejected, "--max-rejected"),
+    )
+    choice, read = completed("datasets", PartChoice.model_validate(source_part))
+    name = Path(source).name.removesuffix(".zip") or Path(source).resolve().name
+    target = out or unused(Path(f"{name}-{size}"))
+    finished: Finished | None = None
+    with progress() as bar:
+        task = bar.add_task("Preparing", total=None)
+        for event in prepare_images(read(source), target, options, source=f"{choice} {source}"):
+            if isinstance(event, Finished):
+                finished = event
+            else:
+                bar.update(task, completed=event.done)
+    assert finished is not None
+    if as_json:
+        print_json(_summary(finished))
+        return
+    _describe(finished)
+    say(f"Written to [bold]{plain(str(target))}[/].")
+    next_command(f"diffkit train {target}")
+
+
+def _summary(finished: Finished) -> dict[str, Any]:
+    return {
+        "path": str(finished.path),
+        "images": finished.count,
+        "holdout": finished.holdout_count,
+        "rejected": finished.rejected,
+        "enlarged": finished.enlarged,
+        "duplicates": finished.duplicates,
+        "unlabelled": finished.unlabelled,
+        "spec": finished.spec.to_dict(),
+        "classes": finished.class_counts,
+    }
+
+
+def _describe(finished: Finished) -> None:
+    from diffkit.cli.console import plain, say
+
+    spec = finished.spec
+    colour = "gray" if spec.channels == 1 else "colour"
+    held = f", {finished.holdout_count:,} held out" if finished.holdout_count else ", none held out"
+    say(f"[green]{finished.count:,} images[/] of {spec.height}x{spec.width}, {colour}{held}.")
+    if spec.classes:
+        classes = ", ".join(f"{plain(name)} {count:,}" for name, count in list(finished.class_counts.items())[:10])
+        more = f", and {len(spec.classes) - 10} more" if len(spec.classes) > 10 else ""
+        say(f"{len(spec.classes)} classes: {classes}{more}.")
+    else:
+        say("No classes: the model will be unconditional. (Images in two or more sub-folders become classes.)")
+    if finished.unlabelled and spec.classes:
+        say(f"{finished.unlabelled:,} images lie outside the class folders; they are used without a label.")
+    if finished.enlarged:
+        say(f"[yellow]{finished.enlarged:,} are smaller than {spec.height}x{spec.width} and were enlarged.[/]")
+    if finished.duplicates:
+        say(f"{finished.duplicates:,} are exact duplicates of others; they are kept.")
+    if finished.rejected:
+        reasons = "; ".join(f"{plain(why)} {count:,}" for why, count in list(finished.reasons.items())[:5])
+        say(f"[yellow]{finished.rejected:,} could not be used[/] ({reasons}): see rejected.jsonl.")
+
+
+def _share(text: str, option: str) -> float:
+    from diffkit.errors import DiffkitError
+
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise DiffkitError(f"{option} {text} is no share.", "Write 5% or 0.05.")
+    return value
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    from PIL import ImageColor
+
+    from diffkit.errors import DiffkitError
+
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise DiffkitError(f"'{text}' is no colour.", "Write white, black or #rrggbb.") from None

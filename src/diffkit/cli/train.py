@@ -1,0 +1,235 @@
+"""`diffkit train`: a prepared data set -> a run with a model."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from diffkit.compose import Training
+    from diffkit.engine.session import Cadence
+    from diffkit.engine.store import Store
+    from diffkit.rundir import RunDir
+
+PART = "NAME[:KEY=VALUE,...]"
+LENGTH, MODEL, DATA, MACHINE = "Length and output", "Model", "Data", "Machine"
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="A data set made by diffkit prepare.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The run's folder. [runs/DATA]", rich_help_panel=LENGTH)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.", rich_help_panel=LENGTH)] = None,
+    epochs: Annotated[
+        float | None, typer.Option(min=0, help="Passes over the data in all.", rich_help_panel=LENGTH)
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Stop after 90s, 30m, 2h.", rich_help_panel=LENGTH)
+    ] = None,
+    preview_every: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="IMAGES", help="Images between sample grids; 0 = none.", rich_help_panel=LENGTH),
+    ] = None,
+    save_every: Annotated[
+        str, typer.Option(metavar="DURATION", help="Time between checkpoints.", rich_help_panel=LENGTH)
+    ] = "10m",
+    scheduler: Annotated[str | None, typer.Option(metavar=PART, help="Noise schedule.", rich_help_panel=MODEL)] = None,
+    prediction: Annotated[
+        str | None, typer.Option(metavar=PART, help="eps, x0, v, flow, edm.", rich_help_panel=MODEL)
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(metavar=PART, help="Network.", rich_help_panel=MODEL)] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Size of the network: tiny, small, base, large.", rich_help_panel=MODEL)
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="RUN_OR_MODEL", help="Start from this model's weights.", rich_help_panel=MODEL),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Train on random crops of this size.", rich_help_panel=DATA)] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror half of the images; off for text. [on]", rich_help_panel=DATA),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, rich_help_panel=MODEL)] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Images per pass; gradients add up.", rich_help_panel=MACHINE)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=MODEL)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, rich_help_panel=MODEL)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
+    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in TOML; options override it.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.clip=0.5.")
+    ] = None,
+) -> None:
+    """Train a model. The same command again goes on where it stopped.
+
+    Ctrl-C saves and stops. Without --steps, --epochs or --time it trains for a length that suits the data.
+    """
+    from diffkit.cli.console import duration
+    from diffkit.config import put, read_toml, set_from_text
+    from diffkit.engine.store import Store
+    from diffkit.errors import DiffkitError
+
+    if sum(option is not None for option in (steps, epochs)) > 1:
+        raise DiffkitError("--steps and --epochs both say how long to train.", "Give one of them.")
+    given: dict[str, Any] = read_toml(config) if config else {}
+    flags = {
+        "scheduler": scheduler,
+        "prediction": prediction,
+        "backbone": backbone,
+        "preset": preset,
+        "data.size": _size(size),
+        "data.flip": flip,
+        "train.batch_size": batch_size,
+        "train.micro_batch": micro_batch,
+        "train.lr": lr,
+        "train.seed": seed,
+        "train.precision": precision,
+        "train.init": init,
+    }
+    for assignment in settings or []:
+        set_from_text(given, assignment)
+    for key, value in flags.items():
+        if value is not None:
+            put(given, key, value)
+    put(given, "data.path", str(data))
+    save_seconds, seconds = duration(save_every), duration(time) if time else None
+    store = Store.open(data)
+    run = _run_dir(out, data, given, store)
+    _train(given, store, run, device, steps, epochs, seconds, preview_every, save_seconds)
+
+
+def _train(
+    given: dict[str, Any],
+    store: Store,
+    run: RunDir,
+    device: str,
+    steps: int | None,
+    epochs: float | None,
+    seconds: float | None,
+    preview_every: int | None,
+    save_seconds: float,
+) -> None:
+    from diffkit.cli.console import next_command, plain, say
+    from diffkit.cli.live import Stopper, draw
+    from diffkit.compose import prepare_training
+    from diffkit.engine.session import Cadence
+    from diffkit.errors import ExitCode
+
+    with ExitStack() as stack:
+        stopper = stack.enter_context(Stopper())
+        begun = run.exists
+        if begun:
+            stack.enter_context(run.locked())
+        training = prepare_training(given, store, run, device)
+        if not begun:
+            stack.enter_context(run.locked())
+        batch = training.recipe.batch_size
+        until = _until(steps, epochs, seconds, batch, store)
+        every = preview_every if preview_every is not None else _preview_every(until, batch)
+        cadence = Cadence(until, seconds, every, save_seconds)
+        _introduce(training, cadence)
+        if until is not None and training.state.images_seen >= until:
+            say(f"It has already seen {training.state.images_seen:,} images, which is all that was asked for.")
+            say("Ask for more with --steps, --epochs or --time.")
+            next_command(f"diffkit sample {run.path}")
+            return
+        _record_session(training, cadence)
+        ended = draw(training, cadence, stopper)
+    if ended.reason == "stopped":
+        say(f"Stopped and saved after {ended.images_seen:,} images. The same command goes on from there.")
+        raise typer.Exit(int(ExitCode.RESUMABLE))
+    say(f"[green]Done[/] after {ended.images_seen:,} images. Model: [bold]{plain(str(run.model))}[/].")
+    next_command(f"diffkit sample {run.path}")
+
+
+def _run_dir(out: Path | None, data: Path, given: dict[str, Any], store: Store) -> RunDir:
+    """The folder named, or the first runs/DATA, runs/DATA-2, ... that is free or that this command would resume."""
+    from diffkit.compose import compatible
+    from diffkit.rundir import RunDir
+
+    if out is not None:
+        return RunDir(out)
+    base = Path("runs") / (data.resolve().name or "run")
+    number = 1
+    while True:
+        run = RunDir(base if number == 1 else base.with_name(f"{base.name}-{number}"))
+        if not run.path.exists() or (run.exists and compatible(given, store, run)):
+            return run
+        number += 1
+
+
+def _size(text: str | None) -> list[int] | None:
+    from diffkit.cli.console import image_size
+
+    return None if text is None else list(image_size(text))
+
+
+def _until(steps: int | None, epochs: float | None, seconds: float | None, batch: int, store: Store) -> int | None:
+    """Images to have seen at the end. The default: 200 passes, at least 200,000 images, at most 10 million."""
+    if steps is not None:
+        return steps * batch
+    if epochs is not None:
+        return max(batch, round(epochs * store.count / batch) * batch)
+    if seconds is not None:
+        return None
+    return -(-min(max(200 * store.count, 200_000), 10_000_000) // batch) * batch
+
+
+def _preview_every(until: int | None, batch: int) -> int:
+    """Ten grids over the training, none closer than 500 steps (or every 50,000 images, if its length is a time)."""
+    return max(until // 10 if until else 50_000, min(500 * batch, (until or 0) // 2 or 50_000))
+
+
+def _introduce(training: Training, cadence: Cadence) -> None:
+    from diffkit.cli.console import plain, say
+    from diffkit.engine.devices import describe
+
+    settings, train = training.settings, training.settings.train
+    parameters = sum(p.numel() for p in training.state.network.parameters())
+    spec = training.spec
+    length = f"{cadence.until_images:,} images" if cadence.until_images else "the time given"
+    if cadence.until_images:
+        length += f" = {cadence.until_images // training.recipe.batch_size:,} steps"
+        length += f" = {cadence.until_images / training.store.count:.4g} epochs"
+    say(f"[bold]{plain(str(training.run.path))}[/] on {describe(training.device)}, {train.precision}")
+    classes = f", {len(spec.classes)} classes" if spec.classes else ", unconditional"
+    say(f"  data       {training.store.count:,} images {spec.height}x{spec.width}x{spec.channels}{classes}")
+    say(f"  backbone   {plain(str(settings.backbone))}: {parameters / 1e6:.1f}M parameters")
+    say(f"  scheduler  {plain(str(settings.scheduler))}   prediction  {plain(str(settings.prediction))}")
+    micro = f" in pieces of {train.micro_batch}" if train.micro_batch != train.batch_size else ""
+    say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}, for {length}")
+    if training.state.images_seen:
+        say(f"  going on from {training.state.images_seen:,} images")
+    for note in training.notes:
+        say(f"  [yellow]{plain(note)}[/]")
+
+
+def _record_session(training: Training, cadence: Cadence) -> None:
+    import platform
+    import time
+
+    import torch
+
+    from diffkit import __version__, durable
+
+    durable.append_line(
+        training.run.sessions,
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "from_images": training.state.images_seen,
+            "until_images": cadence.until_images,
+            "seconds": cadence.seconds,
+            "preview_every": cadence.preview_every,
+            "device": str(training.device),
+            "diffkit": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )

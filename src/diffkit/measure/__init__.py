@@ -1,0 +1,1 @@
+"""Evaluation: how good samples are, and whether they are copies."""

@@ -1,0 +1,64 @@
+"""What all tests share: few threads, a small prepared data set, a shared tiny run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Diffkit = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run_diffkit(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`diffkit ...` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "diffkit", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def write_images(folder: Path, classes: dict[str, int], size: tuple[int, int] = (12, 12)) -> Path:
+    """Real PNG files: class number k is a bright bar in row 2 + 3k, at a place that varies."""
+    for row, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((*size, 3), 20, np.uint8)
+            pixels[2 + 3 * row : 4 + 3 * row, index % 5 : index % 5 + 6] = (200, 80 + index % 100, 40)
+            Image.fromarray(pixels).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared set of 60 images of 12x12 in two classes, made by the command line."""
+    folder = tmp_path_factory.mktemp("data")
+    write_images(folder / "images", {"high": 30, "low": 30})
+    done = run_diffkit("prepare", folder / "images", "-o", folder / "set", "--size", 12, "--holdout", "10%")
+    assert done.returncode == 0, done.stderr
+    return folder / "set"
+
+
+TINY = ("--backbone", "unet:width=8,multipliers=[1,2],blocks=1,attention=0", "--batch-size", "8", "--device", "cpu")
+
+
+@pytest.fixture(scope="session")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps on that set."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = run_diffkit("train", dataset, "-o", folder, "--steps", 6, "--precision", "float32", *TINY)
+    assert done.returncode == 0, done.stderr
+    return folder

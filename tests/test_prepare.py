@@ -1,0 +1,388 @@
+"""From examples to a prepared data set."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffkit import durable
+from diffkit.datasets.folder import folder
+from diffkit.datasets.imagefile import Refused
+from diffkit.engine.fitting import draft, fit
+from diffkit.engine.prepare import Event, Finished, Prepared, PrepareOptions, prepare
+from diffkit.engine.store import Store
+from diffkit.errors import DiffkitError, ExitCode
+from diffkit.interfaces import Example
+
+ORIENTATION = 274
+
+
+def noise(seed: int, height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def options(size: int = 8, **changes: Any) -> PrepareOptions:
+    return PrepareOptions(**{"height": size, "width": size, "holdout": 0.0, "workers": 2, **changes})
+
+
+def finish(examples: Any, out: Path, chosen: PrepareOptions | None = None) -> Finished:
+    *_, last = prepare(examples, out, chosen or options())
+    assert isinstance(last, Finished)
+    return last
+
+
+def stored(image: Any, out: Path, chosen: PrepareOptions) -> np.ndarray:
+    finish([Example(image, id="it")], out, chosen)
+    return np.load(out / "images-00000.npy")[0]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def photo_folder(root: Path, count: int = 24) -> Path:
+    """Three classes of small PNG files in all shapes, with an exact duplicate, a stray file and a bad one."""
+    for number in range(count):
+        path = root / "abc"[number % 3] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        seed = number % (count - 1)
+        Image.fromarray(noise(seed, 8 + seed % 5, 10)).save(path)
+    (root / "a" / "notes.txt").write_text("x")
+    (root / "b" / "bad.png").write_bytes((root / "b" / "001.png").read_bytes()[:90])
+    return root
+
+
+def same_bytes(one: Path, two: Path) -> bool:
+    names = sorted(p.name for p in one.iterdir())
+    return names == sorted(p.name for p in two.iterdir()) and all(
+        (one / name).read_bytes() == (two / name).read_bytes() for name in names
+    )
+
+
+def test_pixels_of_the_right_size_are_stored_unchanged_and_in_order(tmp_path: Path) -> None:
+    arrays = [noise(n) for n in range(10)]
+    done = finish([Example(array) for array in arrays], tmp_path / "out")
+    assert np.array_equal(np.load(tmp_path / "out" / "images-00000.npy"), arrays)
+    assert (done.count, done.holdout_count, done.rejected, done.enlarged, done.duplicates) == (10, 0, 0, 0, 0)
+    assert [line["id"] for line in lines(tmp_path / "out" / "examples.jsonl")] == [str(n) for n in range(10)]
+
+
+def test_the_statistics_are_those_of_the_training_pixels(tmp_path: Path) -> None:
+    arrays = np.stack([noise(n) // (1 + n % 3) for n in range(60)])
+    finish([Example(array) for array in arrays], tmp_path / "out", options(holdout=0.3))
+    store = Store.open(tmp_path / "out")
+    train, _ = store.gather(np.arange(store.count))
+    values = train.astype(np.float64) / 127.5 - 1
+    assert 0 < store.holdout_count < 60 and store.count + store.holdout_count == 60
+    assert np.allclose(store.mean, values.mean((0, 1, 2)), atol=1e-12)
+    assert np.allclose(store.std, values.std((0, 1, 2)), atol=1e-12)
+    assert store.sigma_data == pytest.approx(np.sqrt(values.var((0, 1, 2)).mean()), abs=1e-12)
+
+
+def test_blank_images_have_a_sigma_that_divides_nothing_by_zero(tmp_path: Path) -> None:
+    finish([Example(np.full((8, 8, 3), 255, np.uint8))], tmp_path / "out")
+    store = Store.open(tmp_path / "out")
+    assert store.mean == (1.0, 1.0, 1.0) and store.std == (0.0, 0.0, 0.0)
+    assert store.sigma_data == pytest.approx(1 / 127.5)
+
+
+def test_the_result_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    photos = photo_folder(tmp_path / "photos")
+    for workers in (1, 2, 7):
+        chosen = options(holdout=0.2, crop="random", workers=workers, shard_images=4)
+        finish(folder(str(photos)), tmp_path / f"out{workers}", chosen)
+    assert same_bytes(tmp_path / "out1", tmp_path / "out2")
+    assert same_bytes(tmp_path / "out1", tmp_path / "out7")
+
+
+def test_a_folder_becomes_a_store_with_every_file_accounted_for(tmp_path: Path) -> None:
+    photos = photo_folder(tmp_path / "photos")
+    events = list(prepare(folder(str(photos)), tmp_path / "out", options(holdout=0.2, shard_images=5), source="photos"))
+    done = events[-1]
+    assert isinstance(done, Finished) and (done.rejected, done.duplicates) == (1, 1)
+    assert [e.done for e in events[:-1] if isinstance(e, Prepared)] == list(range(1, 26))
+    (rejected,) = lines(tmp_path / "out" / "rejected.jsonl")
+    assert rejected["id"] == "b/bad.png" and rejected["reason"].startswith("damaged: ")
+    assert done.reasons == {"damaged": 1}
+    store, records = Store.open(tmp_path / "out"), lines(tmp_path / "out" / "examples.jsonl")
+    assert store.verify() == [] and store.spec.classes == ("a", "b", "c") and store.index["source"] == "photos"
+    assert store.count == done.count and store.count + store.holdout_count == 24 == len(records)
+    for part in ("train", "holdout"):
+        mine = [record for record in records if record["part"] == part]
+        images, labels = store.gather(np.arange(len(mine)), part)
+        assert labels is not None
+        for record, pixels, label in zip(mine, images, labels, strict=True):
+            assert hashlib.sha256(pixels.tobytes()).hexdigest() == record["sha256"]
+            assert store.spec.classes[label] == record["label"] == record["id"].split("/")[0]
+            with Image.open(record["path"]) as image:
+                assert image.size == (record["width"], record["height"])
+    assert sum(store.class_counts.values()) == store.count
+
+
+def test_shards_are_plain_npy_files_of_the_chosen_length(tmp_path: Path) -> None:
+    arrays = [noise(n) for n in range(7)]
+    finish([Example(array) for array in arrays], tmp_path / "out", options(shard_images=3))
+    shards = [np.load(tmp_path / "out" / f"images-0000{n}.npy") for n in range(3)]
+    assert [len(shard) for shard in shards] == [3, 3, 1]
+    assert np.array_equal(np.concatenate(shards), arrays)
+
+
+def test_exact_duplicates_are_counted_and_fall_on_the_same_side(tmp_path: Path) -> None:
+    arrays = [noise(n) for n in range(40)]
+    done = finish([Example(array) for array in arrays * 2], tmp_path / "out", options(holdout=0.5))
+    assert done.duplicates == 40
+    sides: dict[str, set[str]] = {}
+    for record in lines(tmp_path / "out" / "examples.jsonl"):
+        sides.setdefault(record["sha256"], set()).add(record["part"])
+    assert len(sides) == 40 and all(len(side) == 1 for side in sides.values())
+    assert 10 < done.holdout_count / 2 < 30
+
+
+def test_labels_without_a_training_image_are_dropped(tmp_path: Path) -> None:
+    examples = [Example(noise(n), label=label) for n, label in enumerate(["z", "b", None, "b"])]
+    examples.append(Example(Refused("broken"), label="gone"))
+    done = finish(examples, tmp_path / "out", options(max_rejected=1.0))
+    assert done.spec.classes == ("b", "z") and done.class_counts == {"b": 2, "z": 1} and done.unlabelled == 1
+    assert np.load(tmp_path / "out" / "labels-00000.npy").tolist() == [1, 0, -1, 0]
+
+
+def test_a_single_class_is_no_class(tmp_path: Path) -> None:
+    done = finish([Example(noise(n), label="cats") for n in range(3)], tmp_path / "out")
+    assert done.spec.classes == ()
+    assert not (tmp_path / "out" / "labels-00000.npy").exists()
+
+
+def test_center_crop_keeps_the_middle_and_the_aspect_ratio(tmp_path: Path) -> None:
+    wide = noise(1, 8, 20)
+    assert np.array_equal(stored(wide, tmp_path / "wide", options(8)), wide[:, 6:14])
+    tall = noise(1, 20, 8)
+    assert np.array_equal(stored(tall, tmp_path / "tall", options(8)), tall[6:14])
+
+
+def test_random_crop_is_fixed_by_the_id(tmp_path: Path) -> None:
+    steps = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], 4, 0).repeat(3, 2)
+    examples = [Example(steps, id=f"image {n}") for n in range(30)]
+    finish(examples, tmp_path / "one", options(4, crop="random"))
+    finish(examples[::-1], tmp_path / "two", options(4, crop="random"))
+    one, two = (np.load(tmp_path / name / "images-00000.npy") for name in ("one", "two"))
+    assert np.array_equal(one, two[::-1])
+    left = one[:, 0, 0, 0] / 4
+    assert left.min() < 15 and left.max() > 40  # spread over the 56 possible places
+
+
+def test_pad_keeps_everything_and_fills_with_the_background(tmp_path: Path) -> None:
+    chosen = options(8, crop="pad", background=(1, 2, 3))
+    pixels = stored(np.full((4, 8, 3), 200, np.uint8), tmp_path / "rgb", chosen)
+    assert (pixels[2:6] == 200).all()
+    assert (pixels[:2] == [1, 2, 3]).all() and (pixels[6:] == [1, 2, 3]).all()
+    gray = stored(np.full((8, 4), 200, np.uint8), tmp_path / "gray", options(8, crop="pad", channels=1))
+    assert gray[0, :, 0].tolist() == [255, 255, 200, 200, 200, 200, 255, 255]
+
+
+@pytest.mark.parametrize("crop", ["center", "random", "pad"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (7, 13), (641, 479)])
+def test_any_shape_gives_the_chosen_shape(crop: str, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (10, 200, 30))
+    pixels, width, height = fit(image, 16, 24, 3, crop, (10, 200, 30), "key")
+    assert pixels.shape == (16, 24, 3) and (width, height) == size
+    assert (pixels == [10, 200, 30]).all()
+
+
+def test_enlarged_images_are_counted(tmp_path: Path) -> None:
+    sizes = [(8, 8), (7, 30), (30, 7), (9, 9), (2, 2)]
+    examples = [Example(noise(n, *size)) for n, size in enumerate(sizes)]
+    assert finish(examples, tmp_path / "center").enlarged == 3
+    assert finish(examples, tmp_path / "pad", options(crop="pad")).enlarged == 1
+
+
+def gradient_jpeg(width: int, height: int, **more: Any) -> io.BytesIO:
+    across = np.linspace(0, 255, width)[None, :].repeat(height, 0)
+    down = np.linspace(0, 255, height)[:, None].repeat(width, 1)
+    file = io.BytesIO()
+    Image.fromarray(np.stack([across, down, across * 0], -1).astype(np.uint8)).save(file, "JPEG", quality=95, **more)
+    return file
+
+
+@pytest.mark.parametrize("size", [(1000, 400), (403, 999)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_drafted_jpeg_is_cropped_like_a_full_decode(size: tuple[int, int], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    file = gradient_jpeg(*size, exif=exif)
+    pixels, width, height = fit(Image.open(file), 24, 32, 3, "center", (0, 0, 0), "")
+    upright = Image.open(file).convert("RGB")
+    if orientation == 6:
+        upright = upright.transpose(Image.Transpose.ROTATE_270)
+    assert (width, height) == upright.size
+    scale = max(32 / width, 24 / height)
+    box = ((width - 32 / scale) / 2, (height - 24 / scale) / 2, (width + 32 / scale) / 2, (height + 24 / scale) / 2)
+    expected = np.asarray(upright.resize((32, 24), Image.Resampling.LANCZOS, box)).astype(float)
+    assert np.abs(pixels - expected).max() <= 5
+
+
+@pytest.mark.parametrize(("size", "expected"), [((4000, 1000), (500, 125)), ((255, 255), (255, 255))])
+def test_draft_keeps_at_least_twice_the_frame(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    image = Image.open(gradient_jpeg(*size))
+    draft(image, (64, 60), cover=True)
+    assert image.size == expected
+    assert min(image.size) >= 2 * 60
+
+
+def test_gray_is_chosen_only_when_asked_and_only_for_gray_images(tmp_path: Path) -> None:
+    gray, color = [Example(noise(n)[..., 0]) for n in range(70)], Example(noise(99))
+    assert finish(gray, tmp_path / "default").spec.channels == 3
+    assert finish(gray, tmp_path / "auto", options(channels=0)).spec.channels == 1
+    assert finish([*gray[:5], color], tmp_path / "mixed", options(channels=0)).spec.channels == 3
+    with pytest.raises(DiffkitError, match="first 64 images are gray, but 70 is not"):
+        finish([*gray, color], tmp_path / "late", options(channels=0))
+    assert not (tmp_path / "late").exists()
+
+
+def test_images_that_a_source_opened_survive_the_look_at_their_mode(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(noise(1)).save(path)
+    with Image.open(path) as image:
+        assert np.array_equal(stored(image, tmp_path / "out", options(channels=0)), noise(1))
+
+
+@pytest.mark.parametrize("array", [noise(1).astype(np.float32), noise(1)[None], noise(1, channels=4), noise(1)[:0]])
+def test_arrays_that_are_no_images_are_rejected(tmp_path: Path, array: np.ndarray) -> None:
+    done = finish([Example(array), Example(noise(2))], tmp_path / "out", options(max_rejected=0.5))
+    assert done.reasons == {"not an image": 1}
+
+
+def test_images_below_the_minimum_side_are_rejected(tmp_path: Path) -> None:
+    examples = [Example(noise(1, 8, 20)), Example(noise(2, 9, 20))]
+    done = finish(examples, tmp_path / "out", options(min_side=9, max_rejected=0.5))
+    assert (done.count, done.reasons) == (1, {"too small": 1})
+
+
+def failure(examples: Any, out: Path, chosen: PrepareOptions | None = None) -> str:
+    with pytest.raises(DiffkitError) as caught:
+        finish(examples, out, chosen)
+    assert caught.value.code == ExitCode.DATA
+    assert list(out.parent.iterdir()) == []
+    return str(caught.value)
+
+
+def test_too_many_rejected_is_an_error_with_reasons_names_and_a_way_on(tmp_path: Path) -> None:
+    examples = [Example(noise(n)) for n in range(8)] + [Example(Refused("damaged: xyz"), id="b/7.jpg")] * 2
+    message = failure(examples, tmp_path / "out")
+    assert "2 of 10 images (20.0%)" in message and "damaged (2)" in message
+    assert "b/7.jpg (damaged: xyz)" in message and "--max-rejected 21%" in message
+    assert finish(examples, tmp_path / "out", options(max_rejected=0.2)).rejected == 2
+
+
+def test_nothing_usable_is_an_error_with_the_reasons(tmp_path: Path) -> None:
+    message = failure([Example(Refused("empty file"))] * 3, tmp_path / "out", options(max_rejected=1.0))
+    assert "None of 3" in message and "empty file (3)" in message
+    assert "no image" in failure([], tmp_path / "out")
+
+
+def test_everything_held_out_is_an_error(tmp_path: Path) -> None:
+    held = next(a for a in map(noise, range(99)) if int(hashlib.sha256(a.tobytes()).hexdigest()[:2], 16) < 128)
+    assert "none is left for training" in failure([Example(held)], tmp_path / "out", options(holdout=0.5))
+
+
+def test_an_existing_data_set_is_never_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    finish([Example(noise(1))], out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(DiffkitError, match="exists already"):
+        finish([Example(noise(2))], out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_an_abandoned_or_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[Example]:
+        yield from (Example(noise(n)) for n in range(30))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finish(interrupted(), tmp_path / "out")
+    events: Iterator[Event] = prepare([Example(noise(n)) for n in range(30)], tmp_path / "out", options())
+    next(events)
+    assert len(list(tmp_path.iterdir())) == 1
+    events.close()  # type: ignore[attr-defined]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("primitive", ["write", "sync", "rename"])
+def test_a_failure_of_any_durable_operation_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, primitive: str
+) -> None:
+    real = getattr(durable, primitive)
+    examples = [Example(noise(n), label="ab"[n % 2]) for n in range(5)]
+    for fatal in range(100):
+        left = [fatal]
+
+        def failing(*arguments: Any, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(28, os.strerror(28))
+            real(*arguments)
+
+        monkeypatch.setattr(durable, primitive, failing)
+        try:
+            finish(examples, tmp_path / "out", options(holdout=0.4, shard_images=2))
+        except DiffkitError as error:
+            assert error.code == ExitCode.MACHINE
+            visible = [p for p in tmp_path.iterdir() if p.name != "out"]
+            assert visible == []
+            # Only the very last fsync, that of the parent folder, comes after the data set has appeared whole.
+            assert not (tmp_path / "out").exists() or Store.open(tmp_path / "out").verify() == []
+            if (tmp_path / "out").exists():
+                return
+        else:
+            assert Store.open(tmp_path / "out").verify() == []
+            return
+    pytest.fail("never completed")
+
+
+def test_paired_input_images_are_refused_openly(tmp_path: Path) -> None:
+    with pytest.raises(DiffkitError, match="Paired"):
+        finish([Example(noise(1), input=noise(2))], tmp_path / "out")
+
+
+def test_undecodable_names_can_be_recorded(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in (b"caf\xe9.png", "🌼\n.png".encode(), b"plain.png"):
+        Image.fromarray(noise(len(name))).save(os.fsdecode(os.fsencode(photos) + b"/" + name), "PNG")
+    finish(folder(str(photos)), tmp_path / "out")
+    found = [line["id"] for line in lines(tmp_path / "out" / "examples.jsonl")]
+    assert found == [r"caf\udce9.png", "plain.png", r"🌼\n.png"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"height": 0},
+        {"crop": "centre"},
+        {"channels": 4},
+        {"holdout": 1.0},
+        {"max_rejected": 2.0},
+        {"workers": -1},
+        {"min_side": -1},
+        {"background": (0, 0, 256)},
+    ],
+)
+def test_wrong_options_are_usage_errors(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DiffkitError) as caught:
+        PrepareOptions(**wrong)
+    assert caught.value.code == ExitCode.USAGE
+
+
+def test_a_misspelt_crop_names_the_nearest() -> None:
+    with pytest.raises(DiffkitError, match="Did you mean 'center'"):
+        PrepareOptions(crop="centre")
