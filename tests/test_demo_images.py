@@ -69,9 +69,7 @@ def test_too_small_a_size_is_refused(tmp_path: Path) -> None:
         write_demo_images(tmp_path / "new", size=4)
 
 
-def test_without_scikit_learn_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_scikit_learn_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DiffkitError, match=r"pip install 'diffkit\[demo\]'"):
         write_demo_images(tmp_path / "new")

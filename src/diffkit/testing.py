@@ -15,6 +15,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def check_backbone(function: Callable[..., nn.Module], /, **options: Any) -> Non
         ImageSpec(3, 24, 24, classes=("a", "b", "c")),
         ImageSpec(1, 24, 24, classes=("a", "b", "c"), image_channels=2),
     ]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         for spec in shapes + trained:
             _check_network(expect, function, spec, options, gradients=spec in trained)
 
@@ -416,6 +417,19 @@ def _check_network(
         _check_state(trial, y, function(spec, **options))
     if gradients:
         _check_gradients(trial)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small networks gain little from threads, and lose much where other processes want the cores too."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _shake(network: nn.Module) -> None:

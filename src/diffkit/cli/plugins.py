@@ -16,7 +16,7 @@ ALIASES = {"schedulers": "schedules", "sources": "datasets", "dataset": "dataset
 @plugins.command("list")
 def list_parts(
     kind: Annotated[
-        str | None, typer.Argument(help="schedulers, predictions, samplers, backbones or datasets. [all]")
+        str | None, typer.Argument(help="schedulers, predictions, samplers, backbones or datasets.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
@@ -35,7 +35,7 @@ def list_parts(
     table.add_column("kind", no_wrap=True)
     table.add_column("name", style="green", no_wrap=True)
     table.add_column("from", no_wrap=True)
-    table.add_column("what it is", overflow="ellipsis")
+    table.add_column("what it is", no_wrap=True, overflow="ellipsis")
     last = ""
     for part in parts:
         origin = "built in" if part.builtin else f"{part.distribution} {part.version}"
@@ -76,7 +76,7 @@ def show(name: Annotated[str, typer.Argument(help="A part, such as karras or plu
 
 @plugins.command()
 def check(
-    names: Annotated[list[str] | None, typer.Argument(help="Parts to check. [all that are not built in]")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Parts to check; by default all that are not built in.")] = None,
     path: Annotated[str | None, typer.Option(help="For a dataset source: what it is to read.")] = None,
 ) -> None:
     """Check that parts keep their contract (the checks of diffkit.testing)."""

@@ -17,11 +17,11 @@ GRID_IMAGES = 100
 
 def sample(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model.safetensors.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder for the images. [samples/MODEL]")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder for the images; by default samples/MODEL.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")] = 64,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", metavar="NAME", help="Of this class; several take turns. [all, in turn]"),
+        typer.Option("--class", metavar="NAME", help="Of this class; several take turns. By default all."),
     ] = None,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Of no class in particular.")] = False,
     guidance: Annotated[float | None, typer.Option(help="How strictly to follow the class; 1 = no guidance.")] = None,

@@ -21,7 +21,7 @@ LENGTH, MODEL, DATA, MACHINE = "Length and output", "Model", "Data", "Machine"
 def train(
     data: Annotated[Path, typer.Argument(help="A data set made by diffkit prepare.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The run's folder. [runs/DATA]", rich_help_panel=LENGTH)
+        Path | None, typer.Option("-o", "--out", help="The run's folder; by default runs/DATA.", rich_help_panel=LENGTH)
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.", rich_help_panel=LENGTH)] = None,
     epochs: Annotated[
@@ -52,7 +52,7 @@ def train(
     size: Annotated[str | None, typer.Option(help="Train on random crops of this size.", rich_help_panel=DATA)] = None,
     flip: Annotated[
         bool | None,
-        typer.Option("--flip/--no-flip", help="Mirror half of the images; off for text. [on]", rich_help_panel=DATA),
+        typer.Option("--flip/--no-flip", help="Mirror half of the images; off for text.", rich_help_panel=DATA),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, rich_help_panel=MODEL)] = None,
     micro_batch: Annotated[
