@@ -76,7 +76,7 @@ def test_golden_levels_are_as_even_as_strata_at_any_place() -> None:
         t = golden(7, Purpose.TRAIN_LEVEL, torch.arange(first, first + 256)).sort().values
         gaps = torch.diff(t)
         assert gaps.max() < 2.7 / 256  # the three-distance theorem: at most phi^2 times 1/n
-        assert 0 < t.min() and t.max() < 1
+        assert t.min() > 0 and t.max() < 1
 
 
 def test_every_epoch_visits_every_image_once_in_its_own_order() -> None:

@@ -36,9 +36,16 @@ class Entry:
 def plugin(**hooks: dict[str, Any]) -> types.ModuleType:
     module = types.ModuleType("plugin")
     for kind, parts in hooks.items():
-        function = types.FunctionType((lambda: parts).__code__, globals(), kind, None, (lambda: parts).__closure__)
-        setattr(module, kind, hookimpl(function))
+        setattr(module, kind, hookimpl(partial_hook(kind, parts)))
     return module
+
+
+def partial_hook(kind: str, parts: dict[str, Any]) -> Any:
+    def hook() -> dict[str, Any]:
+        return parts
+
+    hook.__name__ = kind
+    return hook
 
 
 def shape(t: float) -> float:

@@ -43,7 +43,9 @@ def no_noise(s: float, s_next: float) -> Tensor:
     raise AssertionError("a deterministic sampler asks for no noise")
 
 
-def output_variance(sampler: Sampler, denoise: Callable[[Tensor, float], Tensor], sigmas: list[float], sd: float) -> float:
+def output_variance(
+    sampler: Sampler, denoise: Callable[[Tensor, float], Tensor], sigmas: list[float], sd: float
+) -> float:
     """Exact, with no Monte Carlo: a sampler of Gaussian data is linear, so feed unit vectors as noises."""
     steps = len(sigmas)
     x = torch.zeros(1, 1, 1, steps, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from statistics import NormalDist
 
@@ -123,4 +124,4 @@ def test_a_grid_has_as_many_levels_as_steps_and_ends_at_zero() -> None:
         assert len(grid) == steps + 1
         assert grid[0] == pytest.approx(80.0)
         assert grid[-1] == 0.0
-        assert all(a > b for a, b in zip(grid, grid[1:], strict=False))
+        assert all(a > b for a, b in itertools.pairwise(grid))

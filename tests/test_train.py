@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, run_diffkit
 from safetensors.torch import load_file
 
+from conftest import TINY, run_diffkit
 from diffkit.core.denoiser import Denoiser, squared_error
 from diffkit.core.predictions import v
 from diffkit.core.schedules import cosine, over_range
+from diffkit.durable import read_lines
 from diffkit.engine.batches import Batches
 from diffkit.engine.checkpoint import latest_checkpoint, save_checkpoint
 from diffkit.engine.train import Recipe, State, train
@@ -48,7 +48,7 @@ def test_train_n_and_n_more_is_train_2n_bitwise(dataset: Path, tmp_path: Path, o
     same_files(state_file(tmp_path / "whole"), state_file(tmp_path / "halves"))
     same_files(tmp_path / "whole/model.safetensors", tmp_path / "halves/model.safetensors")
     losses = [
-        [(record["images"], record["loss"]) for record in map(json.loads, (tmp_path / name / "metrics.jsonl").open())]
+        [(record["images"], record["loss"]) for record in read_lines(tmp_path / name / "metrics.jsonl")]
         for name in ("whole", "halves")
     ]
     assert losses[0] == losses[1]
@@ -119,7 +119,9 @@ def small_network() -> torch.nn.Module:
     return unet(SPEC, width=8, multipliers=(1, 2), blocks=1, attention=0)
 
 
-def trained(numbers: Recipe, images: int, state: State | None = None, objective=squared_error) -> tuple[State, list[float]]:  # type: ignore[no-untyped-def]
+def trained(
+    numbers: Recipe, images: int, state: State | None = None, objective=squared_error
+) -> tuple[State, list[float]]:  # type: ignore[no-untyped-def]
     state = state or State(small_network(), numbers)
     steps = train(
         state,

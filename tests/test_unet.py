@@ -116,7 +116,7 @@ def test_presets_grow_and_fit_every_size(side: int) -> None:
 
 def test_unusable_options_are_refused_with_a_reason() -> None:
     for options in ({"width": 0}, {"multipliers": ()}, {"blocks": 0}, {"dropout": 1.0}):
-        with pytest.raises(DiffkitError, match="U-Net|share"):
+        with pytest.raises(DiffkitError, match=r"U-Net|share"):
             unet(ImageSpec(3, 16, 16), **{**SMALL, **options})
 
 

@@ -49,6 +49,17 @@ class PartChoice(BaseModel):
         return f"{self.name}:{options}" if options else self.name
 
 
+def _named(values: Any, section: type[BaseModel]) -> Any:
+    """A part's table without a name keeps the default part: `--set backbone.dropout=0.1`."""
+    if not isinstance(values, Mapping):
+        return values
+    named = dict(values)
+    for key, field in section.model_fields.items():
+        if field.annotation is PartChoice and isinstance(named.get(key), Mapping):
+            named[key] = {"name": field.default.name, **named[key]}
+    return named
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
@@ -90,6 +101,11 @@ class TrainSettings(_Section):
 class SampleSettings(_Section):
     """How previews are made, and `diffkit sample` unless it is told otherwise."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parts(cls, values: Any) -> Any:
+        return _named(values, cls)
+
     sampler: PartChoice = PartChoice(name="dpmpp-2m")
     scheduler: PartChoice = PartChoice(name="lognormal", options={"mean": -1.0, "std": 3.0})
     steps: int = Field(15, ge=1, le=100_000)
@@ -98,6 +114,11 @@ class SampleSettings(_Section):
 
 class Settings(_Section):
     """Everything a run is made of; `config.toml` is this, resolved."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parts(cls, values: Any) -> Any:
+        return _named(values, cls)
 
     scheduler: PartChoice = PartChoice(name="lognormal")
     prediction: PartChoice = PartChoice(name="edm")
@@ -235,7 +256,8 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     for part in path:
         inner = values.setdefault(part, {})
         if isinstance(inner, str):
-            inner = values[part] = {"name": inner, **parse_part(inner)["options"]}
+            parsed = parse_part(inner)
+            inner = values[part] = {"name": parsed["name"], **parsed["options"]}
         if not isinstance(inner, dict):
             raise DiffkitError(f"'{key}' goes through '{part}', which is a value.", "Write section.key=value.")
         values = inner

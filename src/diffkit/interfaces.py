@@ -6,10 +6,10 @@ signature for validation, documentation and the record that a run keeps. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,17 +81,11 @@ class Coefficients(NamedTuple):
     inp: Tensor
 
 
-class Schedule(Protocol):
-    """Noise schedule `(t, *, options) -> s`: float64 in (0, 1) to a noise-to-signal ratio, increasing, > 0."""
+Schedule: TypeAlias = "Callable[..., Tensor]"
+"""Noise schedule `(t, *, options) -> s`: float64 in (0, 1) to a noise-to-signal ratio, increasing, > 0."""
 
-    def __call__(self, t: Tensor, /, **options: Any) -> Tensor: ...
-
-
-class Prediction(Protocol):
-    """What the network estimates: `(s, *, options) -> Coefficients`, float64 tensors of the shape of s."""
-
-    def __call__(self, s: Tensor, /, **options: Any) -> Coefficients: ...
-
+Prediction: TypeAlias = "Callable[..., Coefficients]"
+"""What the network estimates: `(s, *, options) -> Coefficients`, float64 tensors of the shape of s."""
 
 Denoise: TypeAlias = "Callable[[Tensor, float], Tensor]"
 """`denoise(x [B, C, H, W], s) -> the estimate of the clean images [B, C, H, W]`."""
@@ -100,21 +94,11 @@ Noise: TypeAlias = "Callable[[float, float], Tensor]"
 """`noise(s, s_next) -> [B, C, H, W]` of unit variance, keyed by image and by the interval's position."""
 
 
-class Sampler(Protocol):
-    """`(denoise, x, sigmas, noise, *, options)`: yields x after each step down the list of noise levels."""
+Sampler: TypeAlias = "Callable[..., Iterator[Tensor]]"
+"""`(denoise, x, sigmas, noise, *, options)`: yields x after each step down the list of noise levels."""
 
-    def __call__(
-        self, denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, /, **options: Any
-    ) -> Iterator[Tensor]: ...
+Backbone: TypeAlias = "Callable[..., nn.Module]"
+"""`(spec, *, options) -> nn.Module` with `forward(x, c_noise, **condition) -> [B, C, H, W]`."""
 
-
-class Backbone(Protocol):
-    """`(spec, *, options) -> nn.Module` with `forward(x, c_noise, **condition) -> [B, C, H, W]`."""
-
-    def __call__(self, spec: ImageSpec, /, **options: Any) -> nn.Module: ...
-
-
-class DatasetSource(Protocol):
-    """`(path, *, options) -> Iterator[Example]`, in an order that does not change from call to call."""
-
-    def __call__(self, path: str, /, **options: Any) -> Iterator[Example]: ...
+DatasetSource: TypeAlias = "Callable[..., Iterator[Example]]"
+"""`(path, *, options) -> Iterator[Example]`, in an order that does not change from call to call."""

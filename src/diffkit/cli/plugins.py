@@ -76,7 +76,9 @@ def show(name: Annotated[str, typer.Argument(help="A part, such as karras or plu
 
 @plugins.command()
 def check(
-    names: Annotated[list[str] | None, typer.Argument(help="Parts to check; by default all that are not built in.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Parts to check; by default all that are not built in.")
+    ] = None,
     path: Annotated[str | None, typer.Option(help="For a dataset source: what it is to read.")] = None,
 ) -> None:
     """Check that parts keep their contract (the checks of diffkit.testing)."""

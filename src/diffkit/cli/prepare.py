@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def prepare(
     source: Annotated[str, typer.Argument(help="A folder or zip of images, or whatever --source reads.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder for the data set; by default SOURCE-SIZE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="New folder for the data set; by default SOURCE-SIZE.")
+    ] = None,
     source_part: Annotated[
         str, typer.Option("--source", metavar="NAME[:KEY=VALUE,...]", help="Dataset source, with its options.")
     ] = "folder",

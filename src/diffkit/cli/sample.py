@@ -17,7 +17,9 @@ GRID_IMAGES = 100
 
 def sample(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model.safetensors.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder for the images; by default samples/MODEL.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="New folder for the images; by default samples/MODEL.")
+    ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")] = 64,
     classes: Annotated[
         list[str] | None,

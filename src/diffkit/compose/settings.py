@@ -25,13 +25,10 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
     settings = validated({**given, **_inherited(given)})
     spec = training_spec(settings, store.spec)
     backbone = settings.backbone
-    function = find("backbones", backbone).function
-    presets = getattr(function, "presets", None)
-    if settings.preset and presets is None:
-        raise DiffkitError(f"The backbone '{backbone.name}' has no presets.", "Give its options instead.")
-    if presets is not None and not settings.train.init:
+    if not settings.train.init and (settings.preset or hasattr(find("backbones", backbone).function, "presets")):
         preset = settings.preset or _default_preset(store.count, device)
-        backbone = PartChoice(name=backbone.name, options={**presets(preset, spec), **backbone.options})
+        options = {**_preset_options(backbone, preset, spec), **backbone.options}
+        backbone = PartChoice(name=backbone.name, options=options)
     settings = settings.model_copy(
         update={
             "scheduler": completed("schedules", settings.scheduler)[0],
@@ -59,8 +56,9 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
             f"It began with {stored.data.path or 'another data set'}; choose another -o to train on this one.",
             code=ExitCode.DATA,
         )
-    asked = validated({**to_tables(stored), **_merged(to_tables(stored), given)})
-    different = _differences(to_tables(stored), _resolved_tables(asked, stored, store))
+    asked = validated(_merged(stored, given, training_spec(stored, store.spec)))
+    update = {key: completed(kind, getattr(asked, key))[0] for key, kind in PART_KINDS.items()}
+    different = _differences(to_tables(stored), to_tables(asked.model_copy(update=update)))
     if different:
         key, was, now = different[0]
         raise DiffkitError(
@@ -92,30 +90,35 @@ def training_spec(settings: Settings, stored: ImageSpec) -> ImageSpec:
     return replace(stored, height=height, width=width)
 
 
-def _merged(stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Given tables over stored ones, key by key; a part that is named replaces the stored part."""
-    result: dict[str, Any] = {}
+def _merged(stored: Settings, given: Mapping[str, Any], spec: ImageSpec) -> dict[str, Any]:
+    """The stored tables with what was given over them, key by key; a part of another name replaces the stored one."""
+    tables = to_tables(stored)
+    result = dict(tables)
     for key, value in given.items():
-        section = stored.get(key)
-        whole = not isinstance(value, Mapping) or key in PART_KINDS or not isinstance(section, dict)
-        result[key] = value if whole else {**(section or {}), **value}
+        section = tables.get(key)
+        if key in PART_KINDS:
+            choice = getattr(validated({key: value}), key)
+            same = choice.name == tables[key]["name"]
+            result[key] = {**(tables[key] if same else {}), **choice.table()}
+        elif isinstance(value, Mapping):
+            result[key] = {**(section or {}), **value}
+        else:
+            result[key] = value
+    if preset := result.pop("preset", None):
+        backbone = PartChoice.model_validate(given.get("backbone", stored.backbone.name))
+        result["backbone"] = {**result["backbone"], **_preset_options(backbone, preset, spec), **backbone.table()}
+    # Where the data lie may change; what they are may not.
+    result["data"] = {**result["data"], "path": stored.data.path}
     return result
 
 
-def _resolved_tables(asked: Settings, stored: Settings, store: Store) -> dict[str, Any]:
-    """Tables of the asked settings with parts completed, so that they compare with stored ones."""
-    update: dict[str, Any] = {"preset": None, "parts": stored.parts}
-    for key, kind in PART_KINDS.items():
-        choice: PartChoice = getattr(asked, key)
-        if key == "backbone" and asked.preset:
-            function = find(kind, choice).function
-            preset = function.presets(asked.preset, training_spec(asked, store.spec))  # type: ignore[attr-defined]
-            options = choice.options if choice != stored.backbone else {}
-            choice = PartChoice(name=choice.name, options={**preset, **options})
-        update[key] = completed(kind, choice, {"sigma_data": store.sigma_data})[0]
-    # Where the data lie may change; what they are may not.
-    update["data"] = asked.data.model_copy(update={"path": stored.data.path})
-    return to_tables(asked.model_copy(update=update))
+def _preset_options(backbone: PartChoice, preset: str, spec: ImageSpec) -> dict[str, Any]:
+    """What a preset of this backbone stands for. Raises DiffkitError if the backbone has no presets."""
+    presets = getattr(find("backbones", backbone).function, "presets", None)
+    if presets is None:
+        raise DiffkitError(f"The backbone '{backbone.name}' has no presets.", "Give its options instead.")
+    options: dict[str, Any] = presets(preset, spec)
+    return options
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:

@@ -22,8 +22,7 @@ def cosine(t: Tensor) -> Tensor:
 
 def linear(t: Tensor, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
     """Betas that grow linearly with t (Ho et al. 2020; Song et al. 2021, eq. 33)."""
-    integral = beta_min * t + (beta_max - beta_min) / 2 * t.square()
-    return torch.expm1(integral).sqrt()
+    return torch.expm1(t * (beta_min + (beta_max - beta_min) / 2 * t)).sqrt()
 
 
 def sigmoid(t: Tensor, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Tensor:
@@ -40,7 +39,7 @@ def flow(t: Tensor) -> Tensor:
 def karras(t: Tensor, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
     """Evenly spaced in the rho-th root of s (Karras et al. 2022, eq. 5)."""
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (low + t * (high - low)) ** rho
+    return torch.pow(low + t * (high - low), rho)
 
 
 def lognormal(t: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
