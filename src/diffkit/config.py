@@ -120,7 +120,7 @@ class Settings(_Section):
     def _parts(cls, values: Any) -> Any:
         return _named(values, cls)
 
-    scheduler: PartChoice = PartChoice(name="lognormal")
+    scheduler: PartChoice = PartChoice(name="cosine")
     prediction: PartChoice = PartChoice(name="edm")
     backbone: PartChoice = PartChoice(name="unet")
     preset: str | None = Field(None, description="of the backbone; recorded as the options it stands for")

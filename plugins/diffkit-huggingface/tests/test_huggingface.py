@@ -29,6 +29,9 @@ from diffkit.errors import DiffkitError
 from diffkit.interfaces import Example
 from diffkit.testing import check_dataset
 
+# The datasets library leaves metadata files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 
 def picture(value: int) -> Image.Image:
     return Image.new("RGB", (6, 5), (value, 255 - value, 9))

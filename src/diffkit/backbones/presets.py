@@ -30,7 +30,7 @@ def unet_preset(name: str, spec: ImageSpec) -> dict[str, Any]:
         "width": width,
         "multipliers": (1, 2, 2, 2, 4, 4)[:levels],
         "blocks": blocks,
-        # On a CPU attention costs as much as two convolutions; at a quarter of the resolution it is affordable.
-        "attention": 16 if name != "tiny" else 8 if side >= 64 else 4,
+        # On a CPU one attention costs as much as two convolutions, and small images are seen whole without it.
+        "attention": 16 if name != "tiny" else 8 if side >= 64 else 0,
         "patch": patch,
     }

@@ -194,7 +194,7 @@ class Embedding(nn.Module):
         self.noise = nn.Sequential(nn.Linear(features // 2 * 2, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Linear(labels, width, bias=False) if labels else None
         if self.label is not None:
-            nn.init.normal_(self.label.weight, std=0.02)
+            nn.init.normal_(self.label.weight)
 
     def forward(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
         angles = c_noise[:, None] * self.frequencies.to(c_noise.dtype)

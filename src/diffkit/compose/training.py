@@ -190,7 +190,8 @@ def _with_precision(settings: Settings, network: nn.Module, spec: ImageSpec, dev
     """The precision, by probe if it is still open; a run keeps the one it began with."""
     from diffkit.engine.devices import choose_precision
 
-    (x, c_noise), condition = dummy_inputs(spec, min(8, settings.train.micro_batch or 8), device)
+    most = max(4, 2**16 // (spec.height * spec.width))
+    (x, c_noise), condition = dummy_inputs(spec, min(most, settings.train.micro_batch or most), device)
     precision = choose_precision(settings.train.precision, device, lambda: network(x, c_noise, **condition))
     network.zero_grad(set_to_none=True)
     return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})

@@ -1,0 +1,43 @@
+"""What every benchmark records beside its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor and load."""
+    import torch
+
+    import diffkit
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "diffkit": diffkit.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def write(name: str, figures: dict[str, Any]) -> Path:
+    """Keep the figures as `results/NAME.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"environment": environment(), **figures}, indent=1) + "\n")
+    print(f"written to {path}")
+    return path
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Least, median and greatest of a few runs."""
+    ordered = sorted(values)
+    return {"min": round(ordered[0], 4), "median": round(ordered[len(ordered) // 2], 4), "max": round(ordered[-1], 4)}
