@@ -6,16 +6,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import io
 import subprocess
 import sys
-from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-Diffkit = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_diffkit(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +28,26 @@ def run_diffkit(*arguments: object, cwd: Path | None = None, **environment: str)
         timeout=300,
         check=False,
     )
+
+
+def call_diffkit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has torch in memory already: for the many commands that end soon."""
+    from diffkit import cli, registry
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before = Path.cwd()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["diffkit", *map(str, arguments)])
+        patch.setattr(registry, "_registry", None)
+        patch.setenv("COLUMNS", "200")
+        try:
+            os.chdir(cwd or before)
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            os.chdir(before)
+    return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
 
 
 def write_images(folder: Path, classes: dict[str, int], size: tuple[int, int] = (12, 12)) -> Path:

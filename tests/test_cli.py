@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, run_diffkit, write_images
+from conftest import TINY, call_diffkit, run_diffkit, write_images
 
 
 def refused(done, code: int, *words: str) -> None:  # type: ignore[no-untyped-def]
@@ -23,9 +23,9 @@ def test_prepare_refuses_what_is_no_folder_of_images(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("nothing")
-    refused(run_diffkit("prepare", tmp_path / "fotos"), 3, "Did you mean", "photos")
-    refused(run_diffkit("prepare", tmp_path / "photos", cwd=tmp_path), 3, "is empty")
-    refused(run_diffkit("prepare", tmp_path / "notes", cwd=tmp_path), 3, "No image", ".txt")
+    refused(call_diffkit("prepare", tmp_path / "fotos"), 3, "Did you mean", "photos")
+    refused(call_diffkit("prepare", tmp_path / "photos", cwd=tmp_path), 3, "is empty")
+    refused(call_diffkit("prepare", tmp_path / "notes", cwd=tmp_path), 3, "No image", ".txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "photos"]
 
 
@@ -44,7 +44,7 @@ def test_prepare_refuses_what_is_no_folder_of_images(tmp_path: Path) -> None:
 )
 def test_prepare_refuses_wrong_options(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
     write_images(tmp_path / "images", {"a": 2, "b": 2})
-    refused(run_diffkit("prepare", tmp_path / "images", "-o", tmp_path / "out", *options), 2, words)
+    refused(call_diffkit("prepare", tmp_path / "images", "-o", tmp_path / "out", *options), 2, words)
     assert not (tmp_path / "out").exists()
 
 
@@ -53,9 +53,9 @@ def test_nothing_is_ever_overwritten(dataset: Path, run: Path, tmp_path: Path) -
     (tmp_path / "mine" / "diary.txt").write_text("keep me")
     write_images(tmp_path / "images", {"a": 2, "b": 2})
     mine = tmp_path / "mine"
-    refused(run_diffkit("prepare", tmp_path / "images", "-o", mine), 2, "-o")
-    refused(run_diffkit("train", dataset, "-o", mine, "--steps", 1, *TINY), 2, "not a run", "-o")
-    refused(run_diffkit("sample", run, "-o", mine), 2, "Nothing is overwritten")
+    refused(call_diffkit("prepare", tmp_path / "images", "-o", mine), 2, "-o")
+    refused(call_diffkit("train", dataset, "-o", mine, "--steps", 1, *TINY), 2, "not a run", "-o")
+    refused(call_diffkit("sample", run, "-o", mine), 2, "Nothing is overwritten")
     assert [path.name for path in mine.iterdir()] == ["diary.txt"]
     assert (mine / "diary.txt").read_text() == "keep me"
 
@@ -81,26 +81,26 @@ def test_nothing_is_ever_overwritten(dataset: Path, run: Path, tmp_path: Path) -
 def test_train_refuses_wrong_options_and_creates_nothing(
     dataset: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
-    refused(run_diffkit("train", dataset, "-o", tmp_path / "run", "--device", "cpu", *options), 2, words)
+    refused(call_diffkit("train", dataset, "-o", tmp_path / "run", "--device", "cpu", *options), 2, words)
     assert not (tmp_path / "run").exists()
 
 
 def test_train_says_how_to_prepare_a_folder_of_images(tmp_path: Path) -> None:
     write_images(tmp_path / "images", {"a": 2})
-    refused(run_diffkit("train", tmp_path / "images"), 3, "diffkit prepare")
-    refused(run_diffkit("train", tmp_path / "nowhere"), 3, "nowhere")
+    refused(call_diffkit("train", tmp_path / "images"), 3, "diffkit prepare")
+    refused(call_diffkit("train", tmp_path / "nowhere"), 3, "nowhere")
 
 
 def test_an_absent_device_is_said_to_be_absent(dataset: Path, tmp_path: Path) -> None:
-    refused(run_diffkit("train", dataset, "-o", tmp_path / "r", "--device", "cuda:17"), 4, "no device 'cuda:17'")
-    refused(run_diffkit("train", dataset, "-o", tmp_path / "r", "--device", "gpu"), 2, "No device called 'gpu'")
+    refused(call_diffkit("train", dataset, "-o", tmp_path / "r", "--device", "cuda:17"), 4, "no device 'cuda:17'")
+    refused(call_diffkit("train", dataset, "-o", tmp_path / "r", "--device", "gpu"), 2, "No device called 'gpu'")
 
 
 def test_other_settings_do_not_resume_a_run(dataset: Path, run: Path) -> None:
     before = (run / "config.toml").read_bytes()
-    refused(run_diffkit("train", dataset, "-o", run, "--lr", "0.5", "--steps", 12, "--device", "cpu"), 2, "train.lr")
+    refused(call_diffkit("train", dataset, "-o", run, "--lr", "0.5", "--steps", 12, "--device", "cpu"), 2, "train.lr")
     refused(
-        run_diffkit("train", dataset, "-o", run, "--scheduler", "karras", "--steps", 12, "--device", "cpu"),
+        call_diffkit("train", dataset, "-o", run, "--scheduler", "karras", "--steps", 12, "--device", "cpu"),
         2,
         "begun with scheduler.name",
     )
@@ -109,13 +109,13 @@ def test_other_settings_do_not_resume_a_run(dataset: Path, run: Path) -> None:
 
 def test_other_data_do_not_resume_a_run(run: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "images", {"a": 8, "b": 8})
-    made = run_diffkit("prepare", tmp_path / "images", "-o", tmp_path / "set", "--size", 12)
+    made = call_diffkit("prepare", tmp_path / "images", "-o", tmp_path / "set", "--size", 12)
     assert made.returncode == 0, made.stderr
-    refused(run_diffkit("train", tmp_path / "set", "-o", run, "--steps", 12, "--device", "cpu"), 3, "other data")
+    refused(call_diffkit("train", tmp_path / "set", "-o", run, "--steps", 12, "--device", "cpu"), 3, "other data")
 
 
 def test_a_finished_run_says_so(dataset: Path, run: Path) -> None:
-    done = run_diffkit("train", dataset, "-o", run, "--steps", 6, "--device", "cpu")
+    done = call_diffkit("train", dataset, "-o", run, "--steps", 6, "--device", "cpu")
     assert done.returncode == 0
     assert "already seen 48 images" in done.stderr
 
@@ -130,47 +130,47 @@ def test_a_run_in_use_is_locked(dataset: Path, run: Path) -> None:
 
 def test_sample_refuses_what_the_model_does_not_know(run: Path, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "out", "--device", "cpu")
-    refused(run_diffkit("sample", run, "--class", "hihg", *out), 2, "No class 'hihg'. Did you mean 'high'", "low")
-    refused(run_diffkit("sample", run, "--sampler", "dpmpp2m", *out), 2, "Did you mean 'dpmpp-2m'")
-    refused(run_diffkit("sample", tmp_path / "nothing", *out), 7, "There is no")
-    refused(run_diffkit("sample", tmp_path, *out), 7, "neither a run nor a model")
+    refused(call_diffkit("sample", run, "--class", "hihg", *out), 2, "No class 'hihg'. Did you mean 'high'", "low")
+    refused(call_diffkit("sample", run, "--sampler", "dpmpp2m", *out), 2, "Did you mean 'dpmpp-2m'")
+    refused(call_diffkit("sample", tmp_path / "nothing", *out), 7, "There is no")
+    refused(call_diffkit("sample", tmp_path, *out), 7, "neither a run nor a model")
     assert not (tmp_path / "out").exists()
 
 
 def test_show_tells_models_data_and_everything_else_apart(dataset: Path, run: Path, tmp_path: Path) -> None:
-    data = run_diffkit("show", dataset, "--verify", "--json")
+    data = call_diffkit("show", dataset, "--verify", "--json")
     assert json.loads(data.stdout)["classes"].keys() == {"high", "low"}
-    model = run_diffkit("show", run, "--json")
+    model = call_diffkit("show", run, "--json")
     facts = json.loads(model.stdout)
     assert facts["images_seen"] == 48
     assert sum(stage["parameters"] for stage in facts["stages"]) > 1000
-    table = run_diffkit("show", run)
+    table = call_diffkit("show", run)
     assert "bottleneck" in table.stdout and "GFLOPs" in table.stdout
-    refused(run_diffkit("show", tmp_path), 7, "neither a run nor a model")
+    refused(call_diffkit("show", tmp_path), 7, "neither a run nor a model")
 
 
 def test_plugins_list_show_and_check() -> None:
-    listed = run_diffkit("plugins", "list", "schedulers", "--json")
+    listed = call_diffkit("plugins", "list", "schedulers", "--json")
     names = {part["name"] for part in json.loads(listed.stdout)["parts"] if part["plugin"] == "diffkit"}
     assert names == {"cosine", "linear", "sigmoid", "flow", "karras", "lognormal", "loglinear"}
-    shown = run_diffkit("plugins", "show", "karras")
+    shown = call_diffkit("plugins", "show", "karras")
     assert "rho" in shown.stdout and "7.0" in shown.stdout and "Karras et al. 2022" in shown.stdout
-    assert "passed" in run_diffkit("plugins", "check", "karras").stderr
-    refused(run_diffkit("plugins", "show", "kerras"), 2, "Did you mean 'karras'")
-    refused(run_diffkit("plugins", "list", "schedulars"), 2, "Did you mean 'schedulers'")
+    assert "passed" in call_diffkit("plugins", "check", "karras").stderr
+    refused(call_diffkit("plugins", "show", "kerras"), 2, "Did you mean 'karras'")
+    refused(call_diffkit("plugins", "list", "schedulars"), 2, "Did you mean 'schedulers'")
 
 
 def test_init_starts_from_another_model_and_keeps_its_network(dataset: Path, run: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
-    done = run_diffkit("train", dataset, "-o", new, "--init", run, "--steps", 1, "--batch-size", 8, "--device", "cpu")
+    done = call_diffkit("train", dataset, "-o", new, "--init", run, "--steps", 1, "--batch-size", 8, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "width = 8" in (new / "config.toml").read_text()
     refused(
-        run_diffkit("train", dataset, "-o", tmp_path / "x", "--init", run, "--backbone", "unet", "--device", "cpu"),
+        call_diffkit("train", dataset, "-o", tmp_path / "x", "--init", run, "--backbone", "unet", "--device", "cpu"),
         2,
         "--init takes the backbone",
     )
-    refused(run_diffkit("train", dataset, "-o", tmp_path / "x", "--init", tmp_path, "--device", "cpu"), 7)
+    refused(call_diffkit("train", dataset, "-o", tmp_path / "x", "--init", tmp_path, "--device", "cpu"), 7)
 
 
 def test_a_recipe_file_is_read_and_overridden(dataset: Path, tmp_path: Path) -> None:
@@ -180,14 +180,14 @@ def test_a_recipe_file_is_read_and_overridden(dataset: Path, tmp_path: Path) -> 
         "blocks = 1\nattention = 0\n[train]\nbatch_size = 8\nlr = 1e-3\n"
     )
     command = ("train", dataset, "-o", tmp_path / "run", "--config", recipe, "--lr", "2e-3", "--steps", 1)
-    done = run_diffkit(*command, "--device", "cpu")
+    done = call_diffkit(*command, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "run" / "config.toml").read_text()
     assert "rho = 5.0" in text and "lr = 0.002" in text and 'name = "v"' in text and 'name = "unet"' in text
 
 
 def test_file_names_cannot_inject_markup(tmp_path: Path) -> None:
-    done = run_diffkit("prepare", tmp_path / "[red]no[/red]\x1b[31m")
+    done = call_diffkit("prepare", tmp_path / "[red]no[/red]\x1b[31m")
     assert done.returncode == 3
     assert "[red]no[/red]" in done.stderr
     assert "\x1b" not in done.stderr

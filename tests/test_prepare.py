@@ -85,14 +85,14 @@ def test_the_statistics_are_those_of_the_training_pixels(tmp_path: Path) -> None
     assert 0 < store.holdout_count < 60 and store.count + store.holdout_count == 60
     assert np.allclose(store.mean, values.mean((0, 1, 2)), atol=1e-12)
     assert np.allclose(store.std, values.std((0, 1, 2)), atol=1e-12)
-    assert store.sigma_data == pytest.approx(np.sqrt(values.var((0, 1, 2)).mean()), abs=1e-12)
+    assert store.sigma_data == pytest.approx(np.sqrt(np.square(values).mean()), abs=1e-12)
 
 
 def test_blank_images_have_a_sigma_that_divides_nothing_by_zero(tmp_path: Path) -> None:
     finish([Example(np.full((8, 8, 3), 255, np.uint8))], tmp_path / "out")
     store = Store.open(tmp_path / "out")
     assert store.mean == (1.0, 1.0, 1.0) and store.std == (0.0, 0.0, 0.0)
-    assert store.sigma_data == pytest.approx(1 / 127.5)
+    assert store.sigma_data == pytest.approx(1.0)
 
 
 def test_the_result_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:

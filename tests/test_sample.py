@@ -81,9 +81,10 @@ class Ideal(nn.Module):
 def test_samples_of_an_exact_model_have_the_mean_and_spread_of_the_data(sampler) -> None:  # type: ignore[no-untyped-def]
     mean, sd = 0.4, 0.15
     denoiser = Denoiser(Ideal(mean, sd), lambda s: edm(s, sigma_data=sd))
-    sigmas = sampling_grid(over_range(loglinear, 0.002, 80.0), 100)
+    # First-order samplers lose variance in proportion to the step: 400 steps leave about 1 %.
+    sigmas = sampling_grid(over_range(loglinear, 0.002, 80.0), 400)
     plan = Plan(sampler, sigmas, mean=[mean], seed=3)
-    batches = sample(denoiser, ImageSpec(1, 16, 16), plan, range(200), batch_size=50)
+    batches = sample(denoiser, ImageSpec(1, 16, 16), plan, range(100), batch_size=50)
     pixels = np.concatenate([batch.pixels for batch in batches]) / 127.5 - 1
     n = pixels.size
     assert abs(pixels.mean() - mean) < 4 * sd / n**0.5 + 1e-3

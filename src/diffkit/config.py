@@ -63,6 +63,11 @@ def _named(values: Any, section: type[BaseModel]) -> Any:
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parts(cls, values: Any) -> Any:
+        return _named(values, cls)
+
 
 class DataSettings(_Section):
     """What is trained on, and how its images are varied."""
@@ -101,11 +106,6 @@ class TrainSettings(_Section):
 class SampleSettings(_Section):
     """How previews are made, and `diffkit sample` unless it is told otherwise."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _parts(cls, values: Any) -> Any:
-        return _named(values, cls)
-
     sampler: PartChoice = PartChoice(name="dpmpp-2m")
     scheduler: PartChoice = PartChoice(name="lognormal", options={"mean": -1.0, "std": 3.0})
     steps: int = Field(15, ge=1, le=100_000)
@@ -114,11 +114,6 @@ class SampleSettings(_Section):
 
 class Settings(_Section):
     """Everything a run is made of; `config.toml` is this, resolved."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _parts(cls, values: Any) -> Any:
-        return _named(values, cls)
 
     scheduler: PartChoice = PartChoice(name="cosine")
     prediction: PartChoice = PartChoice(name="edm")

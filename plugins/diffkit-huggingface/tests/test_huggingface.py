@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import socket
 import subprocess
@@ -354,5 +355,6 @@ def test_with_the_hub_the_split_is_checked_before_the_download(monkeypatch: pyte
 
 def test_the_hook_names_it_without_importing_anything_heavy() -> None:
     program = "import sys, diffkit_huggingface; sys.exit(bool({'datasets', 'PIL', 'torch'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
     assert diffkit_huggingface.datasets() == {"huggingface": "diffkit_huggingface.source:huggingface"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 
@@ -54,5 +55,6 @@ def test_a_scale_of_zero_is_refused() -> None:
 
 def test_the_hook_names_it_without_importing_torch() -> None:
     program = "import sys, diffkit_laplace; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
     assert diffkit_laplace.schedules() == {"laplace": "diffkit_laplace:laplace"}

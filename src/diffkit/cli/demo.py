@@ -10,8 +10,12 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="New folder for everything it makes.")] = Path("demo"),
-    seconds: Annotated[int, typer.Option("--seconds", min=1, help="How long to train.")] = 150,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="New folder for everything it makes; by default demo.")
+    ] = None,
+    seconds: Annotated[
+        int | None, typer.Option("--seconds", min=1, help="How long to train; by default 150, on a GPU 40.")
+    ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=10, help="Samples to judge.")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
@@ -20,9 +24,13 @@ def demo(
 
     from diffkit.cli.console import clock, plain, say
     from diffkit.datasets.demo import write_demo_images
+    from diffkit.engine.devices import choose_device
     from diffkit.errors import DiffkitError
     from diffkit.measure.recognition import recognise
+    from diffkit.rundir import unused
 
+    out = out or unused(Path("demo"))
+    seconds = seconds or (150 if choose_device(device).type == "cpu" else 40)
     if out.exists() and any(out.iterdir()):
         raise DiffkitError(f"{out} already holds something.", "Nothing is overwritten; choose another place with -o.")
     begun = time.monotonic()

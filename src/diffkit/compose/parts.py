@@ -37,10 +37,13 @@ def find(kind: str, choice: PartChoice, versions: Mapping[str, Mapping[str, str]
 
 
 def completed(
-    kind: str, choice: PartChoice, context: Mapping[str, Any] | None = None
+    kind: str,
+    choice: PartChoice,
+    context: Mapping[str, Any] | None = None,
+    versions: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[PartChoice, Callable[..., Any]]:
     """The choice with all its options, types checked, and the function with those options bound."""
-    part = find(kind, choice)
+    part = find(kind, choice, versions)
     label = f"{word(kind).capitalize()} {choice.name}"
     options = resolve_options(label, part.function, choice.options, context)
     return PartChoice(name=choice.name, options=options), partial(part.function, **options)

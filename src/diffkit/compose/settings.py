@@ -57,7 +57,7 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
             code=ExitCode.DATA,
         )
     asked = validated(_merged(stored, given, training_spec(stored, store.spec)))
-    update = {key: completed(kind, getattr(asked, key))[0] for key, kind in PART_KINDS.items()}
+    update = {key: completed(kind, getattr(asked, key), versions=stored.parts)[0] for key, kind in PART_KINDS.items()}
     different = _differences(to_tables(stored), to_tables(asked.model_copy(update=update)))
     if different:
         key, was, now = different[0]

@@ -136,6 +136,10 @@ class Moments:
         return [math.sqrt(value) for value in self.variance()]
 
     def sigma_data(self) -> float:
-        """Root of the mean variance; at least one gray level, so that blank images never divide by 0."""
-        variances = self.variance()
-        return max(math.sqrt(sum(variances) / len(variances)), 1 / 127.5)
+        """Root mean square of the values; at least one gray level, so that nothing is ever divided by 0.
+
+        About zero, not about the mean: networks get x itself, and for a set with white or black backgrounds the
+        mean is most of what there is.
+        """
+        squares = [variance + mean**2 for variance, mean in zip(self.variance(), self.mean(), strict=True)]
+        return max(math.sqrt(sum(squares) / len(squares)), 1 / 127.5)

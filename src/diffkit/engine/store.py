@@ -60,8 +60,8 @@ class _Rows:
 class Store:
     """A prepared data set, opened for reading.
 
-    `mean` and `std` are per channel, over the training part, in units of [-1, 1]; `sigma_data` is the root of
-    the mean over channels of the variance; `class_counts` counts training images by class; `fingerprint` is a
+    `mean` and `std` are per channel, over the training part, in units of [-1, 1]; `sigma_data` is the root
+    mean square of all values; `class_counts` counts training images by class; `fingerprint` is a
     sha256 over what the shards hold, the same wherever the folder lies.
     """
 
