@@ -56,14 +56,14 @@ def test_noise_level_label_and_image_each_change_the_output() -> None:
         network(x, torch.zeros(2), label=a),
         network(x, torch.zeros(2), label=0 * a, image=image),
     ]
-    assert all(float((other - base).abs().max()) > 1e-3 for other in others)
+    assert all((other - base).abs().max().item() > 1e-3 for other in others)
 
 
 def test_an_absent_image_differs_from_a_black_one() -> None:
     network = randomised(unet(ImageSpec(3, 16, 16, image_channels=2), **SMALL))
     x = torch.randn(2, 3, 16, 16)
     zeros = network(x, torch.zeros(2), image=torch.zeros(2, 2, 16, 16))
-    assert float((network(x, torch.zeros(2)) - zeros).abs().max()) > 1e-3
+    assert (network(x, torch.zeros(2)) - zeros).abs().max().item() > 1e-3
 
 
 def test_attention_is_softmax_over_all_positions() -> None:
@@ -90,7 +90,7 @@ def test_the_output_is_float32_under_bfloat16_and_close_to_full_precision() -> N
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = network(x, torch.zeros(4))
     assert half.dtype == torch.float32
-    assert float((half - full).square().mean().sqrt() / full.square().mean().sqrt()) < 0.03
+    assert ((half - full).square().mean().sqrt() / full.square().mean().sqrt()).item() < 0.03
 
 
 def test_dropout_acts_in_training_only() -> None:
@@ -141,7 +141,7 @@ def test_a_training_step_lowers_the_error() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
 
 
