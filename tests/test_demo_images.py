@@ -45,7 +45,7 @@ def test_a_zero_has_a_hole_and_a_one_has_none(written: tuple[Path, dict[str, int
         files = sorted((written[0] / name).glob("*.png"))
         return float(np.mean([np.asarray(Image.open(path))[7:9, 7:9].mean() for path in files]))
 
-    assert middle("zero") < 40 < 150 < middle("one")
+    assert middle("0") < 40 < 150 < middle("1")
 
 
 def test_another_size_and_an_empty_folder(tmp_path: Path) -> None:

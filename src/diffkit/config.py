@@ -150,7 +150,9 @@ def parse_value(text: str) -> Any:
 
 
 def _written(value: Any) -> str:
-    return str(value).replace(" ", "").lower() if isinstance(value, bool | list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_written, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

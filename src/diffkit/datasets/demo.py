@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = tuple("0123456789")
 
 
 def write_demo_images(folder: Path, *, size: int = 16) -> dict[str, int]:
