@@ -1,0 +1,13 @@
+"""Checks for parts: what a plugin's own tests call, and what diffkit's own parts pass.
+
+Each check takes the function itself, then its options, and raises AssertionError with what was wanted and
+what came. Nothing here needs a GPU, a data set or pytest; a check takes seconds and leaves torch's global
+random state as it was.
+"""
+
+from diffkit.testing.backbones import check_backbone
+from diffkit.testing.datasets import check_dataset
+from diffkit.testing.levels import check_prediction, check_schedule
+from diffkit.testing.samplers import check_sampler
+
+__all__ = ["check_backbone", "check_dataset", "check_prediction", "check_sampler", "check_schedule"]
