@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -36,6 +37,7 @@ def call_diffkit(*arguments: object, cwd: Path | None = None) -> subprocess.Comp
 
     out, err, code = io.StringIO(), io.StringIO(), 0
     before = Path.cwd()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGPIPE)}
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["diffkit", *map(str, arguments)])
         patch.setattr(registry, "_registry", None)
@@ -47,6 +49,8 @@ def call_diffkit(*arguments: object, cwd: Path | None = None) -> subprocess.Comp
             code = int(stop.code or 0)
         finally:
             os.chdir(before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
 
 

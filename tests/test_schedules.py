@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from statistics import NormalDist
 
 import pytest
@@ -125,3 +126,8 @@ def test_a_grid_has_as_many_levels_as_steps_and_ends_at_zero() -> None:
         assert grid[0] == pytest.approx(80.0)
         assert grid[-1] == 0.0
         assert all(a > b for a, b in itertools.pairwise(grid))
+
+
+def test_a_schedule_outside_the_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="no noise level between"):
+        over_range(partial(schedules.karras, sigma_min=200.0, sigma_max=900.0), 0.002, 40.0)

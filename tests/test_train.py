@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import TINY, run_diffkit
+from conftest import TINY, call_diffkit, run_diffkit
 from diffkit.core.denoiser import Denoiser, squared_error
 from diffkit.core.predictions import v
 from diffkit.core.schedules import cosine, over_range
@@ -171,16 +171,16 @@ def test_a_state_that_is_not_finite_never_becomes_a_checkpoint() -> None:
     with torch.no_grad():
         next(iter(state.network.parameters())).fill_(float("nan"))
     with pytest.raises(DiffkitError, match="no longer finite"):
-        state.checkpoint({})
+        state.checkpoint()
 
 
 def test_a_checkpoint_brings_back_everything(tmp_path: Path) -> None:
     straight, straight_losses = trained(recipe(), 160)
     first, losses = trained(recipe(), 80)
-    save_checkpoint(tmp_path, first.checkpoint({}))
+    save_checkpoint(tmp_path, first.checkpoint())
     state = State(small_network(), recipe())
     checkpoint, problems = latest_checkpoint(tmp_path)
-    assert checkpoint is not None and problems == []
+    assert checkpoint is not None and problems == {}
     state.restore(checkpoint)
     second, more = trained(recipe(), 160, state)
     assert losses + more == straight_losses
@@ -251,29 +251,72 @@ def damaged(run: Path) -> Path:
 
 def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(tmp_path: Path) -> None:
     state, _ = trained(recipe(), 8)
-    save_checkpoint(tmp_path / "checkpoints", state.checkpoint({}))
+    save_checkpoint(tmp_path / "checkpoints", state.checkpoint())
     state, _ = trained(recipe(), 16, state)
-    save_checkpoint(tmp_path / "checkpoints", state.checkpoint({}))
+    save_checkpoint(tmp_path / "checkpoints", state.checkpoint())
     damaged(tmp_path)
     checkpoint, problems = latest_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None and checkpoint.images_seen == 8
-    assert "checksum" in problems[0]
+    assert "checksum" in next(iter(problems.values()))
 
 
 def test_with_no_usable_checkpoint_there_is_no_silent_fresh_start(tmp_path: Path) -> None:
     state, _ = trained(recipe(), 8)
-    save_checkpoint(tmp_path / "checkpoints", state.checkpoint({}))
+    save_checkpoint(tmp_path / "checkpoints", state.checkpoint())
     damaged(tmp_path)
     with pytest.raises(DiffkitError) as caught:
         latest_checkpoint(tmp_path / "checkpoints")
     assert caught.value.code == ExitCode.MODEL
 
 
+def test_a_damaged_checkpoint_is_set_aside_and_written_anew(dataset: Path, tmp_path: Path) -> None:
+    command = ("train", dataset, "-o", tmp_path / "run", *TINY, "--precision", "float32")
+    for steps in (3, 6):
+        assert call_diffkit(*command, "--steps", steps).returncode == 0
+    file = damaged(tmp_path / "run")
+    again = call_diffkit(*command, "--steps", 6)
+    assert again.returncode == 0, again.stderr
+    assert "An older checkpoint is used instead" in again.stderr and "going on from 24 images" in again.stderr
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["damaged-images-000000000048", "images-000000000024", "images-000000000048"]
+    assert latest_checkpoint(tmp_path / "run/checkpoints")[1] == {} and file.exists()
+
+
+def test_a_model_missing_beside_its_checkpoint_is_written_anew(dataset: Path, tmp_path: Path) -> None:
+    """As when the process was killed between the two."""
+    command = ("train", dataset, "-o", tmp_path / "run", *TINY, "--steps", 2)
+    assert call_diffkit(*command).returncode == 0
+    model = tmp_path / "run/model.safetensors"
+    before = model.read_bytes()
+    for change in (model.unlink, lambda: model.write_bytes(before[:-9])):
+        change()
+        done = call_diffkit(*command)
+        assert done.returncode == 0 and "already seen 16 images" in done.stderr
+        assert model.read_bytes() == before
+
+
+def test_a_save_over_a_damaged_checkpoint_replaces_it(tmp_path: Path) -> None:
+    state, _ = trained(recipe(), 8)
+    save_checkpoint(tmp_path / "checkpoints", state.checkpoint())
+    damaged(tmp_path)
+    save_checkpoint(tmp_path / "checkpoints", state.checkpoint())
+    assert latest_checkpoint(tmp_path / "checkpoints")[1] == {}
+
+
+def test_want_of_memory_names_the_remedy() -> None:
+    def hungry(denoiser, clean, s, noise, condition):  # type: ignore[no-untyped-def]
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(DiffkitError, match="--micro-batch 4") as caught:
+        trained(recipe(), 8, objective=hungry)
+    assert caught.value.code == ExitCode.MACHINE
+
+
 def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     state = State(small_network(), recipe())
     for images in (8, 16, 24, 32):
         state, _ = trained(recipe(), images, state)
-        save_checkpoint(tmp_path, state.checkpoint({}))
+        save_checkpoint(tmp_path, state.checkpoint())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images-000000000024", "images-000000000032"]
 
 
@@ -281,7 +324,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_no_litter(tmp_path: Path, m
     from diffkit import durable
 
     state, _ = trained(recipe(), 8)
-    save_checkpoint(tmp_path, state.checkpoint({}))
+    save_checkpoint(tmp_path, state.checkpoint())
     state, _ = trained(recipe(), 16, state)
 
     def full(file: object, data: object) -> None:
@@ -289,7 +332,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_no_litter(tmp_path: Path, m
 
     monkeypatch.setattr(durable, "write", full)
     with pytest.raises(DiffkitError, match="No space left") as caught:
-        save_checkpoint(tmp_path, state.checkpoint({}))
+        save_checkpoint(tmp_path, state.checkpoint())
     assert caught.value.code == ExitCode.MACHINE
     assert [path.name for path in tmp_path.iterdir()] == ["images-000000000008"]
     assert latest_checkpoint(tmp_path)[0] is not None

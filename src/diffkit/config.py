@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -20,6 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+Share = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -82,9 +83,9 @@ class DataSettings(_Section):
 class NoiseSettings(_Section):
     """The model's own range of noise levels, and the schedule's shift."""
 
-    s_min: float = Field(0.002, gt=0)
-    s_max: float | None = Field(None, gt=0, description="default: 80 * sqrt(height * width) / 32")
-    shift: float = Field(1.0, gt=0, description="multiplies s; above 1 = more noise")
+    s_min: float = Field(0.002, gt=0, allow_inf_nan=False)
+    s_max: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: 80 * sqrt(height * width) / 32")
+    shift: float = Field(1.0, gt=0, allow_inf_nan=False, description="multiplies s; above 1 = more noise")
 
 
 class TrainSettings(_Section):
@@ -94,7 +95,7 @@ class TrainSettings(_Section):
     micro_batch: int | None = Field(None, ge=1, description="images per pass; default: the whole batch")
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     warmup_images: int = Field(10_000, ge=0)
-    betas: list[float] = Field([0.9, 0.99], min_length=2, max_length=2)
+    betas: list[Share] = Field([0.9, 0.99], min_length=2, max_length=2)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_half_life: float = Field(500_000, gt=0, description="images")
@@ -259,6 +260,16 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
             raise DiffkitError(f"'{key}' goes through '{part}', which is a value.", "Write section.key=value.")
         values = inner
     values[last] = value
+
+
+def put_part(values: dict[str, Any], key: str, text: str, default: str) -> None:
+    """Name a part; options that are there already stay if the name does."""
+    part = parse_part(text)
+    before = values.get(key, {})
+    before = parse_part(before) if isinstance(before, str) else {"name": before.get("name", default), "options": before}
+    kept = {name: value for name, value in before["options"].items() if name != "name"}
+    same = before["name"] == part["name"]
+    values[key] = {"name": part["name"], **(kept if same else {}), **part["options"]}
 
 
 def set_from_text(values: dict[str, Any], assignment: str) -> None:

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 
 from diffkit.errors import DiffkitError, ExitCode
 
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 def write(file: BinaryIO, data: bytes | memoryview) -> None:
@@ -35,12 +36,12 @@ def rename(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, errors: frozenset[int] = frozenset(_NO_ROOM | _REFUSED)) -> Iterator[None]:
     """Turn the machine's refusals (disk full, read-only, no permission) into a DiffkitError with exit code 4."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _MACHINE_ERRORS:
+        if error.errno not in errors:
             raise
         where = path if path.exists() else path.parent
         hint = "Choose another place with -o."
@@ -124,13 +125,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     The caller fsyncs large files it writes itself with `sync_file`; smaller ones go through `write_bytes`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process of the same number that was killed
     with explained(path):
         temporary.mkdir(parents=True)
-        try:
+    try:
+        # The caller may also read inside: only want of room is surely about what is written here.
+        with explained(path, frozenset(_NO_ROOM)):
             yield temporary
+        with explained(path):
             sync_folder(temporary)
             rename(temporary, path)
             sync_folder(path.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -50,6 +50,10 @@ class RunDir:
         return self.path / "model.safetensors"
 
     @property
+    def lock(self) -> Path:
+        return self.path / "run.lock"
+
+    @property
     def exists(self) -> bool:
         return self.config.exists()
 
@@ -59,15 +63,28 @@ class RunDir:
 
     def create(self, settings: Settings) -> None:
         """Begin a new run here. Raises DiffkitError if the folder already holds something else."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise DiffkitError(
-                f"{self.path} already holds something that is not a run.",
-                "It is left as it is; choose another place with -o.",
-            )
+        if self.exists:
+            raise DiffkitError(f"{self.path} has just been begun by another process.", code=ExitCode.LOCKED)
         with durable.explained(self.path):
             for folder in (self.path, self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
         durable.write_text(self.config, to_toml(settings))
+
+    def check_free(self) -> None:
+        """Raises DiffkitError if the folder holds anything that is neither a run nor what a start cut off left."""
+        own = {self.checkpoints.name, self.samples.name, self.lock.name}
+        if self.path.is_dir() and (self.exists or {entry.name for entry in self.path.iterdir()} <= own):
+            return
+        if self.path.exists():
+            raise DiffkitError(
+                f"{self.path} already holds something that is not a run.",
+                "It is left as it is; choose another place with -o.",
+            )
+
+    def tidy(self) -> None:
+        """Remove half-written files of a start that was killed; for the run's writer only."""
+        for stray in self.path.glob(".*.tmp"):
+            stray.unlink(missing_ok=True)
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         durable.append_line(self.metrics, record)
@@ -82,8 +99,10 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Be the only writer. Raises DiffkitError (exit code 5) naming the process that is."""
-        path = self.path / "run.lock"
-        with durable.explained(path), path.open("a+") as file:
+        with durable.explained(self.lock):
+            self.path.mkdir(parents=True, exist_ok=True)
+            opened = self.lock.open("a+")
+        with opened as file:
             if not _lock(file.fileno()):
                 file.seek(0)
                 raise DiffkitError(
@@ -116,6 +135,8 @@ def _lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        return True  # a file system without locks
     return True
 
 

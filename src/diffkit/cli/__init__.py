@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -66,6 +67,8 @@ _add_commands()
 
 def main() -> None:
     """Run the command line; errors become a few lines on standard error and an exit code."""
+    # Like Ctrl-C, so that what is half done is cleaned up. (Training has its own way.)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except DiffkitError as error:
@@ -74,10 +77,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(int(ExitCode.INTERRUPTED))
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`): no complaint, and none from the interpreter's last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:
         _explain_bug(error)
         sys.exit(int(ExitCode.BUG))

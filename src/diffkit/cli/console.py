@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,12 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def plain(text: str) -> str:
     """Text from outside (file names): no markup, no control characters."""
     return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def listing() -> None:
+    """For commands that only print: end quietly, as other tools do, when whoever reads has gone (`| head`)."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def say(text: str = "") -> None:

@@ -31,7 +31,7 @@ def demo(
 
     out = out or unused(Path("demo"))
     seconds = seconds or (150 if choose_device(device).type == "cpu" else 40)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DiffkitError(f"{out} already holds something.", "Nothing is overwritten; choose another place with -o.")
     begun = time.monotonic()
     counts = write_demo_images(out / "images")
@@ -63,7 +63,13 @@ def _run(*arguments: str) -> None:
     from diffkit.cli.console import plain, say
 
     say(f"[bold]$ diffkit {plain(shlex.join(arguments))}[/]")
-    code = subprocess.run([sys.executable, "-m", "diffkit", *arguments], check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", "diffkit", *arguments])
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            continue  # the command has had it too, and is saving
     if code:
         raise typer.Exit(code)
     say()

@@ -6,19 +6,18 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
 from diffkit.cli.console import bytes_text, clock, err, plain, say
-from diffkit.engine.devices import memory_used
-from diffkit.engine.session import Cadence, Ended, Event, Previewed, Saved
 from diffkit.errors import ExitCode
 
 if TYPE_CHECKING:
     from diffkit.compose import Training
+    from diffkit.engine.session import Cadence, Ended, Event
     from diffkit.engine.train import Progress as Step
 
 LINE_SECONDS = 10.0
@@ -54,14 +53,17 @@ class Stopper:
 
 
 def draw(training: Training, cadence: Cadence, stopper: Stopper) -> Ended:
-    """Run the training and show it."""
+    """Run the training and show it; if whoever reads the display goes away, train on unseen."""
+    from diffkit.engine.session import Ended
+
     report_every = 1 if training.device.type == "cpu" else max(1, 2048 // training.recipe.batch_size)
     events = training.start(cadence, report_every=report_every, should_stop=stopper)
     display = _on_terminal if err.is_terminal else _in_lines
     ended: Ended | None = None
     with display(training, cadence) as show:
         for event in events:
-            show(event)
+            with suppress(BrokenPipeError):
+                show(event)
             if isinstance(event, Ended):
                 ended = event
     assert ended is not None
@@ -94,6 +96,8 @@ class _Figures:
 
     def text(self, seen: int) -> dict[str, Any]:
         remaining = self.remaining(seen)
+        from diffkit.engine.devices import memory_used
+
         memory = memory_used(self.training.device)
         speed = f"{self.speed:.1f}" if self.speed < 10 else f"{self.speed:,.0f}"
         return {
@@ -106,6 +110,8 @@ class _Figures:
 
 
 def _event_line(event: Event) -> str | None:
+    from diffkit.engine.session import Previewed, Saved
+
     if isinstance(event, Saved):
         return f"  saved at {event.images_seen:,} images ({event.seconds:.1f} s)"
     if isinstance(event, Previewed):
@@ -115,6 +121,8 @@ def _event_line(event: Event) -> str | None:
 
 @contextmanager
 def _on_terminal(training: Training, cadence: Cadence) -> Iterator[Any]:
+    from diffkit.engine.train import Progress as Step
+
     figures = _Figures(training, cadence)
     total = cadence.until_images
     columns = ["{task.fields[count]}", "{task.fields[loss]}", "{task.fields[speed]}"]
@@ -134,7 +142,7 @@ def _on_terminal(training: Training, cadence: Cadence) -> Iterator[Any]:
             line = _event_line(event)
             if line:
                 bar.console.print(line, highlight=False)
-            if isinstance(event, Ended | Saved | Previewed) or event.loss is None:
+            if not isinstance(event, Step) or event.loss is None:
                 return
             figures.add(event)
             seen = event.images_seen
@@ -147,6 +155,8 @@ def _on_terminal(training: Training, cadence: Cadence) -> Iterator[Any]:
 
 @contextmanager
 def _in_lines(training: Training, cadence: Cadence) -> Iterator[Any]:
+    from diffkit.engine.train import Progress as Step
+
     figures = _Figures(training, cadence)
     last = 0.0
 
@@ -155,7 +165,7 @@ def _in_lines(training: Training, cadence: Cadence) -> Iterator[Any]:
         line = _event_line(event)
         if line:
             say(line)
-        if isinstance(event, Ended | Saved | Previewed) or event.loss is None:
+        if not isinstance(event, Step) or event.loss is None:
             return
         figures.add(event)
         if time.monotonic() - last >= LINE_SECONDS:

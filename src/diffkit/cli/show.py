@@ -19,6 +19,9 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Show what a data set holds, or what a model is made of."""
+    from diffkit.cli.console import listing
+
+    listing()
     if (path / "dataset.json").exists():
         _show_data(path, verify, as_json)
     else:
@@ -63,11 +66,11 @@ def _show_model(path: Path, verify: bool, as_json: bool) -> None:
     from diffkit.cli.console import out, plain, print_json, say
     from diffkit.compose import model_path
     from diffkit.config import to_tables, validated
-    from diffkit.engine.modelfile import read_header, read_tensors
+    from diffkit.engine.modelfile import read_model, read_model_header
     from diffkit.interfaces import ImageSpec
 
     file = model_path(path)
-    header = read_tensors(file)[1] if verify else read_header(file)
+    header = read_model(file)[1] if verify else read_model_header(file)
     settings, spec = validated(header["settings"], str(file)), ImageSpec.from_dict(header["spec"])
     stages = _stages(settings, spec)
     if as_json:
@@ -93,15 +96,10 @@ def _show_model(path: Path, verify: bool, as_json: bool) -> None:
 
 
 def _stages(settings: Settings, spec: ImageSpec) -> list[StageFacts]:
-    import torch
-
-    from diffkit.compose.parts import bound, dummy_inputs
+    from diffkit.compose.parts import trial_network
     from diffkit.engine.anatomy import anatomy
 
-    with torch.device("meta"):
-        network = bound("backbones", settings.backbone, settings.parts)(spec)
-    inputs, condition = dummy_inputs(spec, 1, torch.device("meta"))
-    return anatomy(network, inputs, condition)
+    return anatomy(*trial_network(settings, spec))
 
 
 def _print_table(stages: list[StageFacts]) -> None:

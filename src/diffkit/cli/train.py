@@ -72,17 +72,19 @@ def train(
     Ctrl-C saves and stops. Without --steps, --epochs or --time it trains for a length that suits the data.
     """
     from diffkit.cli.console import duration
-    from diffkit.config import put, read_toml, set_from_text
+    from diffkit.config import Settings, put, put_part, read_toml, set_from_text
     from diffkit.engine.store import Store
     from diffkit.errors import DiffkitError
 
-    if sum(option is not None for option in (steps, epochs)) > 1:
+    if steps is not None and epochs is not None:
         raise DiffkitError("--steps and --epochs both say how long to train.", "Give one of them.")
+    if epochs is not None and not 0 < epochs < float("inf"):
+        raise DiffkitError(f"--epochs {epochs} is no length.", "Give a number above 0.")
     given: dict[str, Any] = read_toml(config) if config else {}
+    for key, text in (("scheduler", scheduler), ("prediction", prediction), ("backbone", backbone)):
+        if text is not None:
+            put_part(given, key, text, Settings.model_fields[key].default.name)
     flags = {
-        "scheduler": scheduler,
-        "prediction": prediction,
-        "backbone": backbone,
         "preset": preset,
         "data.size": _size(size),
         "data.flip": flip,
@@ -93,11 +95,11 @@ def train(
         "train.precision": precision,
         "train.init": init,
     }
-    for assignment in settings or []:
-        set_from_text(given, assignment)
     for key, value in flags.items():
         if value is not None:
             put(given, key, value)
+    for assignment in settings or []:
+        set_from_text(given, assignment)
     put(given, "data.path", str(data))
     save_seconds, seconds = duration(save_every), duration(time) if time else None
     store = Store.open(data)
@@ -127,15 +129,19 @@ def _train(
         begun = run.exists
         if begun:
             stack.enter_context(run.locked())
+        else:
+            run.check_free()
         training = prepare_training(given, store, run, device)
         if not begun:
             stack.enter_context(run.locked())
+            training.create()
         batch = training.recipe.batch_size
         until = _until(steps, epochs, seconds, batch, store)
         every = preview_every if preview_every is not None else _preview_every(until, batch)
         cadence = Cadence(until, seconds, every, save_seconds)
         _introduce(training, cadence)
         if until is not None and training.state.images_seen >= until:
+            training.complete()
             say(f"It has already seen {training.state.images_seen:,} images, which is all that was asked for.")
             say("Ask for more with --steps, --epochs or --time.")
             next_command(f"diffkit sample {run.path}")
@@ -227,6 +233,7 @@ def _record_session(training: Training, cadence: Cadence) -> None:
             "until_images": cadence.until_images,
             "seconds": cadence.seconds,
             "preview_every": cadence.preview_every,
+            "micro_batch": training.recipe.micro_batch,
             "device": str(training.device),
             "diffkit": __version__,
             "torch": torch.__version__,

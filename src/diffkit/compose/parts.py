@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diffkit.config import PartChoice, Settings, resolve_options
 from diffkit.errors import DiffkitError, ExitCode
@@ -17,63 +17,83 @@ if TYPE_CHECKING:
 
     from diffkit.core.denoiser import Denoiser
 
+    Inputs: TypeAlias = tuple[tuple[Tensor, Tensor], dict[str, Tensor]]
+
 PART_KINDS = {"scheduler": "schedules", "prediction": "predictions", "backbone": "backbones"}
+Origin: TypeAlias = Mapping[str, str]
 
 
-def find(kind: str, choice: PartChoice, versions: Mapping[str, Mapping[str, str]] | None = None) -> Part:
-    """The part of that name. If it is gone, the error says which `pip install` brings it back."""
+def find(kind: str, choice: PartChoice, origin: Origin | None = None) -> Part:
+    """The part of that name. If it is gone, `origin` (name, distribution, version) says what brings it back."""
     try:
         return registry().find(kind, choice.name)
     except DiffkitError as error:
-        known = (versions or {}).get(word(kind), {})
-        if known.get("distribution", "diffkit") == "diffkit":
+        if not origin or origin.get("name") != choice.name or origin.get("distribution", "diffkit") == "diffkit":
             raise
         raise DiffkitError(
-            f"The {word(kind)} '{choice.name}' comes from the plugin {known['distribution']} "
-            f"{known['version']}, which is not installed here.",
-            f"Install it: pip install '{known['distribution']}=={known['version']}'.",
+            f"The {word(kind)} '{choice.name}' comes from the plugin {origin['distribution']} "
+            f"{origin['version']}, which is not installed here.",
+            f"Install it: pip install '{origin['distribution']}=={origin['version']}'.",
             code=ExitCode.MODEL,
         ) from error
 
 
 def completed(
-    kind: str,
-    choice: PartChoice,
-    context: Mapping[str, Any] | None = None,
-    versions: Mapping[str, Mapping[str, str]] | None = None,
+    kind: str, choice: PartChoice, context: Mapping[str, Any] | None = None, versions: Origin | None = None
 ) -> tuple[PartChoice, Callable[..., Any]]:
-    """The choice with all its options, types checked, and the function with those options bound."""
-    part = find(kind, choice, versions)
-    label = f"{word(kind).capitalize()} {choice.name}"
-    options = resolve_options(label, part.function, choice.options, context)
-    return PartChoice(name=choice.name, options=options), partial(part.function, **options)
+    """The choice with all its options, types checked, and the function with those options bound.
+
+    Options that are not given come from `context` (sigma_data, from the data), then from their defaults.
+    """
+    function = find(kind, choice, versions).function
+    options = resolve_options(f"{word(kind).capitalize()} {choice.name}", function, choice.options, context)
+    return PartChoice(name=choice.name, options=options), partial(function, **options)
 
 
-def bound(kind: str, choice: PartChoice, versions: Mapping[str, Mapping[str, str]]) -> Callable[..., Any]:
-    """The function of a part whose options were recorded."""
-    part = find(kind, choice, versions)
-    options = resolve_options(f"{word(kind).capitalize()} {choice.name}", part.function, choice.options)
-    return partial(part.function, **options)
+def bound(key: str, settings: Settings) -> Callable[..., Any]:
+    """The function that settings.scheduler, .prediction or .backbone (`key`) names, with its recorded options."""
+    return completed(PART_KINDS[key], getattr(settings, key), versions=settings.parts.get(key))[1]
 
 
-def levels(choice: PartChoice, settings: Settings, shift: float = 1.0) -> Callable[[Tensor], Tensor]:
-    """A schedule carried onto the model's own range of noise levels."""
+def levels(schedule: Callable[..., Any], settings: Settings, shift: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """A schedule carried onto the model's own range of noise levels. Raises DiffkitError if it lies outside it."""
     from diffkit.core.schedules import over_range
 
-    schedule = bound("schedules", choice, settings.parts)
     assert settings.noise.s_max is not None
-    return over_range(schedule, settings.noise.s_min, settings.noise.s_max, shift)
+    try:
+        return over_range(schedule, settings.noise.s_min, settings.noise.s_max, shift)
+    except ValueError as error:
+        raise DiffkitError(f"This schedule does not fit the model: {error}.", "Choose other options for it.") from error
 
 
-def denoiser_of(network: nn.Module, settings: Settings, device: torch.device, precision: str = "") -> Denoiser:
+def denoiser_of(network: nn.Module, settings: Settings, device: torch.device, precision: str) -> Denoiser:
+    """Network and prediction type, joined, under the precision."""
     from diffkit.core.denoiser import Denoiser
     from diffkit.engine.devices import autocast
 
-    prediction = bound("predictions", settings.prediction, settings.parts)
-    return Denoiser(network, prediction, autocast(device, precision or settings.train.precision))
+    return Denoiser(network, bound("prediction", settings), autocast(device, precision))
 
 
-def dummy_inputs(spec: ImageSpec, batch: int, device: torch.device) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+def trial_network(settings: Settings, spec: ImageSpec) -> tuple[nn.Module, tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """The network and inputs for one image, without memory where the backbone allows it: to count and to measure."""
+    import torch
+
+    backbone = bound("backbone", settings)
+    try:
+        with torch.device("meta"):
+            network = backbone(spec)
+        inputs, condition = dummy_inputs(spec, 1, torch.device("meta"))
+        network(*inputs, **condition)
+    except DiffkitError:
+        raise
+    except Exception:
+        # A backbone that needs real numbers while it is built or run.
+        network = backbone(spec)
+        inputs, condition = dummy_inputs(spec, 1, torch.device("cpu"))
+    return network, inputs, condition
+
+
+def dummy_inputs(spec: ImageSpec, batch: int, device: torch.device) -> Inputs:
     """Inputs of the right shapes: x and c_noise, and the condition."""
     import torch
 
@@ -86,7 +106,12 @@ def dummy_inputs(spec: ImageSpec, batch: int, device: torch.device) -> tuple[tup
     return (x, torch.zeros(batch, device=device)), condition
 
 
-def versions(settings: Settings) -> dict[str, dict[str, str]]:
-    """For each part that the model needs: the distribution and version that brought it."""
-    parts = {key: find(kind, getattr(settings, key)) for key, kind in PART_KINDS.items()}
-    return {key: {"distribution": part.distribution, "version": part.version} for key, part in parts.items()}
+def recorded(settings: Settings) -> dict[str, dict[str, str]]:
+    """For each part: its name, and the distribution and version that brought it. The sampling schedule is `grid`."""
+    choices = {key: (kind, getattr(settings, key)) for key, kind in PART_KINDS.items()}
+    choices |= {"sampler": ("samplers", settings.sample.sampler), "grid": ("schedules", settings.sample.scheduler)}
+    found = {key: find(kind, choice) for key, (kind, choice) in choices.items()}
+    return {
+        key: {"name": choices[key][1].name, "distribution": part.distribution, "version": part.version}
+        for key, part in found.items()
+    }

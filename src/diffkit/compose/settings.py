@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.model import model_path
-from diffkit.compose.parts import PART_KINDS, bound, completed, dummy_inputs, find, versions
+from diffkit.compose.parts import PART_KINDS, completed, find, recorded, trial_network
 from diffkit.config import PartChoice, Settings, to_tables, validated
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import ImageSpec
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from diffkit.engine.store import Store
 
 
+class OtherSettings(DiffkitError):
+    """A run was begun with other settings or other data."""
+
+
 def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -> Settings:
     """All settings of a new run, except the precision: what was not given follows from data, device and model."""
     settings = validated({**given, **_inherited(given)})
@@ -29,50 +34,51 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
         preset = settings.preset or _default_preset(store.count, device)
         options = {**_preset_options(backbone, preset, spec), **backbone.options}
         backbone = PartChoice(name=backbone.name, options=options)
+    s_max = settings.noise.s_max or 80 * math.sqrt(spec.height * spec.width) / 32
+    if settings.noise.s_min >= s_max:
+        raise DiffkitError(f"noise.s_min = {settings.noise.s_min} is not below s_max = {s_max}.")
     settings = settings.model_copy(
         update={
-            "scheduler": completed("schedules", settings.scheduler)[0],
-            "prediction": completed("predictions", settings.prediction, {"sigma_data": store.sigma_data})[0],
-            "backbone": completed("backbones", backbone)[0],
+            "backbone": backbone,
             "preset": None,
-            "noise": settings.noise.model_copy(
-                update={"s_max": settings.noise.s_max or 80 * math.sqrt(spec.height * spec.width) / 32}
-            ),
+            "noise": settings.noise.model_copy(update={"s_max": s_max}),
             "data": settings.data.model_copy(update={"fingerprint": store.fingerprint}),
-            "parts": versions(settings),
         }
     )
-    if settings.noise.s_min >= (settings.noise.s_max or 0):
-        raise DiffkitError(f"noise.s_min = {settings.noise.s_min} is not below s_max = {settings.noise.s_max}.")
-    return _with_batch(settings, spec, store, device)
+    settings = _with_parts(settings, store)
+    return _with_batch(settings.model_copy(update={"parts": recorded(settings)}), spec, store, device)
 
 
 def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Settings:
-    """The run's own settings. Raises DiffkitError if `given` or the data contradict them."""
+    """The run's own settings, but for the micro-batch, which may change: it alters nothing but rounding.
+
+    Raises OtherSettings if `given` or the data contradict them.
+    """
     stored = run.settings()
     if stored.data.fingerprint != store.fingerprint:
-        raise DiffkitError(
+        raise OtherSettings(
             f"{run.path} was trained on other data than {store.path} holds now.",
             f"It began with {stored.data.path or 'another data set'}; choose another -o to train on this one.",
             code=ExitCode.DATA,
         )
     asked = validated(_merged(stored, given, training_spec(stored, store.spec)))
-    update = {key: completed(kind, getattr(asked, key), versions=stored.parts)[0] for key, kind in PART_KINDS.items()}
-    different = _differences(to_tables(stored), to_tables(asked.model_copy(update=update)))
+    micro = min(asked.train.micro_batch or 1, stored.train.batch_size or 1)
+    asked = asked.model_copy(update={"train": asked.train.model_copy(update={"micro_batch": stored.train.micro_batch})})
+    different = _differences(to_tables(_with_parts(stored, store)), to_tables(_with_parts(asked, store)))
     if different:
         key, was, now = different[0]
-        raise DiffkitError(
+        raise OtherSettings(
             f"{run.path} was begun with {key} = {was}, not {now}.",
             "Leave that out to go on with the run, or choose another place with -o.",
         )
-    return stored
+    return stored.model_copy(update={"train": stored.train.model_copy(update={"micro_batch": micro})})
 
 
 def compatible(given: Mapping[str, Any], store: Store, run: RunDir) -> bool:
-    """Whether the same command would resume this run."""
+    """Whether the same command would resume this run. A damaged run raises its own error."""
     try:
         resumed_settings(given, store, run)
-    except DiffkitError:
+    except OtherSettings:
         return False
     return True
 
@@ -90,26 +96,41 @@ def training_spec(settings: Settings, stored: ImageSpec) -> ImageSpec:
     return replace(stored, height=height, width=width)
 
 
+def _with_parts(settings: Settings, store: Store) -> Settings:
+    """Every part with all its options, names and types checked."""
+    context, parts = {"sigma_data": store.sigma_data}, settings.parts
+    update: dict[str, Any] = {
+        key: completed(kind, getattr(settings, key), context, parts.get(key))[0] for key, kind in PART_KINDS.items()
+    }
+    sample = settings.sample
+    update["sample"] = sample.model_copy(
+        update={
+            "sampler": completed("samplers", sample.sampler, versions=parts.get("sampler"))[0],
+            "scheduler": completed("schedules", sample.scheduler, versions=parts.get("grid"))[0],
+        }
+    )
+    return settings.model_copy(update=update)
+
+
 def _merged(stored: Settings, given: Mapping[str, Any], spec: ImageSpec) -> dict[str, Any]:
     """The stored tables with what was given over them, key by key; a part of another name replaces the stored one."""
     tables = to_tables(stored)
     result = dict(tables)
     for key, value in given.items():
-        section = tables.get(key)
         if key in PART_KINDS:
             choice = getattr(validated({key: value}), key)
             same = choice.name == tables[key]["name"]
             result[key] = {**(tables[key] if same else {}), **choice.table()}
-        elif isinstance(value, Mapping):
-            result[key] = {**(section or {}), **value}
         else:
-            result[key] = value
+            result[key] = {**tables.get(key, {}), **value} if isinstance(value, Mapping) else value
     if preset := result.pop("preset", None):
-        backbone = PartChoice.model_validate(given.get("backbone", stored.backbone.name))
+        backbone = validated({"backbone": given.get("backbone", stored.backbone.name)}).backbone
         result["backbone"] = {**result["backbone"], **_preset_options(backbone, preset, spec), **backbone.table()}
+    train = {**result["train"], "init": _init_text(result["train"].get("init", ""))}
+    if train.get("precision") == "auto":
+        train["precision"] = stored.train.precision
     # Where the data lie may change; what they are may not.
-    result["data"] = {**result["data"], "path": stored.data.path}
-    return result
+    return {**result, "train": train, "data": {**result["data"], "path": stored.data.path}}
 
 
 def _preset_options(backbone: PartChoice, preset: str, spec: ImageSpec) -> dict[str, Any]:
@@ -132,27 +153,30 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any], path: str = "")
     return found
 
 
+def _init_text(init: str) -> str:
+    """The model file that `--init` names, whether or not it is still there."""
+    return init if not init or init.endswith(".safetensors") else str(Path(init) / "model.safetensors")
+
+
 def _inherited(given: Mapping[str, Any]) -> dict[str, Any]:
     """With `--init MODEL`, the network and the range of noise levels are that model's."""
     init = dict(given.get("train", {})).get("init")
     if not init:
         return {}
-    from diffkit.engine.modelfile import read_header
+    from diffkit.engine.modelfile import read_model_header
 
-    tables = read_header(model_path(init))["settings"]
+    tables = read_model_header(model_path(init))["settings"]
     for key in ("backbone", "preset", "prediction"):
         if key in given:
             raise DiffkitError(
                 f"--init takes the {key} from {init}: it cannot be chosen too.",
                 f"Leave {key} out, or leave --init out.",
             )
-    train = {**given["train"], "init": str(model_path(init))}
-    noise = {**tables["noise"], **given.get("noise", {})}
     return {
         "backbone": tables["backbone"],
         "prediction": tables["prediction"],
-        "noise": noise,
-        "train": train,
+        "noise": {**tables["noise"], **given.get("noise", {})},
+        "train": {**given["train"], "init": _init_text(init)},
     }
 
 
@@ -167,23 +191,24 @@ def _default_preset(count: int, device: torch.device) -> str:
 
 def _with_batch(settings: Settings, spec: ImageSpec, store: Store, device: torch.device) -> Settings:
     """Batch size and learning rate, unless given: from image size, data size, device memory and parameters."""
-    import torch
-
     from diffkit.engine.devices import activation_bytes, memory_bytes
 
-    with torch.device("meta"):
-        network = bound("backbones", settings.backbone, settings.parts)(spec)
-        inputs, condition = dummy_inputs(spec, 1, torch.device("meta"))
-        each = activation_bytes(lambda: network(*inputs, **condition))
+    network, inputs, condition = trial_network(settings, spec)
     parameters = sum(p.numel() for p in network.parameters())
-    train = settings.train
-    memory = memory_bytes(device)
-    if memory is None:
-        batch = min(64, max(8, 2**18 // (spec.height * spec.width)))
+    train, memory = settings.train, memory_bytes(device)
+    if train.batch_size is not None:
+        batch = train.batch_size
+    elif memory is None:
+        batch = min(64, max(8, 2**18 // (spec.height * spec.width)), _power_of_two(store.count))
     else:
+        each = activation_bytes(lambda: network(*inputs, **condition))
         fits = (0.6 * memory - 20 * parameters) / max(each, 1)
-        batch = 2 ** int(math.log2(min(256, max(fits, 1))))
-    batch = train.batch_size or max(1, min(batch, 2 ** int(math.log2(max(store.count, 1)))))
+        batch = min(256, _power_of_two(fits), _power_of_two(store.count))
     lr = train.lr or float(f"{min(2e-3, max(1e-4, 2e-3 * math.sqrt(3e6 / parameters))):.1e}")
     update = {"batch_size": batch, "micro_batch": min(train.micro_batch or batch, batch), "lr": lr}
     return settings.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def _power_of_two(most: float) -> int:
+    """The greatest power of two up to `most`; at least 1."""
+    return 1 << (int(max(most, 1)).bit_length() - 1)

@@ -17,7 +17,7 @@ from diffkit.rundir import RunDir
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from diffkit.core.denoiser import Denoiser
     from diffkit.engine.batches import Batches
@@ -48,11 +48,12 @@ class Training:
         from diffkit.engine.session import session
         from diffkit.engine.train import Progress, train
 
+        self.run.rewind_metrics(self.state.images_seen)
         steps = train(
             self.state,
             self.denoiser,
             self._batches(),
-            levels(self.settings.scheduler, self.settings, self.settings.noise.shift),
+            self._levels(),
             squared_error,
             self.recipe,
             until_images=cadence.until_images,
@@ -74,13 +75,33 @@ class Training:
                 )
             yield event
 
+    def check(self) -> None:
+        """Raises DiffkitError now for a schedule or a preview that would fail later."""
+        self._levels()
+        self.model().plan()
+
+    def create(self) -> None:
+        """Begin the run on disk; the caller holds its lock."""
+        self.run.create(self.settings)
+
     def save(self) -> None:
         """A checkpoint, then the model."""
         from diffkit.engine.checkpoint import save_checkpoint
         from diffkit.engine.modelfile import write_tensors
 
-        save_checkpoint(self.run.checkpoints, self.state.checkpoint({}))
+        save_checkpoint(self.run.checkpoints, self.state.checkpoint())
         write_tensors(self.run.model, self.state.average.state_dict(), self.header())
+
+    def complete(self) -> None:
+        """Write the model anew if the last start was cut off between its checkpoint and its model."""
+        from diffkit.engine.modelfile import read_model_header
+
+        try:
+            current = read_model_header(self.run.model)["images_seen"] == self.state.images_seen
+        except DiffkitError:
+            current = False
+        if not current and self.state.images_seen:
+            self.save()
 
     def header(self) -> dict[str, Any]:
         """What `model.safetensors` says of itself."""
@@ -116,6 +137,9 @@ class Training:
             images_seen=self.state.images_seen,
         )
 
+    def _levels(self) -> Callable[[Tensor], Tensor]:
+        return levels(bound("scheduler", self.settings), self.settings, self.settings.noise.shift)
+
     def _batches(self) -> Batches:
         from diffkit.engine.batches import Batches
 
@@ -126,57 +150,55 @@ class Training:
 def prepare_training(given: Mapping[str, Any], store: Store, run: RunDir, device_name: str) -> Training:
     """A new run with the settings `given` (nested tables), or the one that is there, checked against them.
 
-    Raises DiffkitError if the run was begun with other settings or other data.
+    Of a new run nothing is written yet: that is `Training.create`. Of an old one the caller holds the lock. Raises
+    DiffkitError if the run was begun with other settings or other data.
     """
     import torch
 
-    from diffkit.engine.checkpoint import latest_checkpoint
+    from diffkit.engine.checkpoint import latest_checkpoint, tidy
     from diffkit.engine.devices import choose_device
     from diffkit.engine.train import State
 
     device = choose_device(device_name)
-    begun = run.exists
-    settings = resumed_settings(given, store, run) if begun else new_settings(given, store, device)
+    settings = resumed_settings(given, store, run) if run.exists else new_settings(given, store, device)
     spec = training_spec(settings, store.spec)
+    checkpoint, notes = None, []
+    if run.exists:
+        checkpoint, damaged = latest_checkpoint(run.checkpoints)
+        notes = [f"{problem} An older checkpoint is used instead." for problem in damaged.values()]
+        tidy(run.checkpoints, damaged)
+        run.tidy()
     torch.manual_seed(settings.train.seed)
-    network = bound("backbones", settings.backbone, settings.parts)(spec)
+    network = bound("backbone", settings)(spec)
     _check_parameters(network)
-    notes: list[str] = []
-    if settings.train.init and not begun:
+    if settings.train.init and checkpoint is None:
         notes += _initialise(network, Path(settings.train.init))
     network.to(device)
     settings = _with_precision(settings, network, spec, device)
     recipe = _recipe(settings)
     state = State(network, recipe)
-    if begun:
-        checkpoint, problems = latest_checkpoint(run.checkpoints)
-        notes += [f"{problem} An older checkpoint is used instead." for problem in problems]
-        if checkpoint is not None:
-            state.restore(checkpoint)
-        elif settings.train.init:
-            notes += _initialise(network, Path(settings.train.init))
-            state = State(network, recipe)
-        run.rewind_metrics(state.images_seen)
-    else:
-        run.create(settings)
-    return Training(
+    if checkpoint is not None:
+        state.restore(checkpoint)
+    training = Training(
         run=run,
         settings=settings,
         spec=spec,
         store=store,
         state=state,
-        denoiser=denoiser_of(network, settings, device),
+        denoiser=denoiser_of(network, settings, device, settings.train.precision),
         recipe=recipe,
         device=device,
         notes=notes,
     )
+    training.check()
+    return training
 
 
 def _initialise(network: nn.Module, path: Path) -> list[str]:
     """Copy the weights that fit; returns a note about those that do not (new classes)."""
-    from diffkit.engine.modelfile import read_tensors
+    from diffkit.engine.modelfile import read_model
 
-    tensors, _ = read_tensors(model_path(path))
+    tensors, _ = read_model(model_path(path))
     own = network.state_dict()
     fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
     if not fitting:

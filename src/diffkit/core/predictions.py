@@ -36,7 +36,7 @@ def flow(s: Tensor) -> Coefficients:
 
 
 def edm(s: Tensor, *, sigma_data: float) -> Coefficients:
-    """Input and target of unit variance for data of standard deviation sigma_data (Karras et al. 2022, table 1)."""
+    """Input and target of unit variance for data of root mean square sigma_data (Karras et al. 2022, table 1)."""
     total = s**2 + sigma_data**2
     return Coefficients(sigma_data**2 / total, s * sigma_data * total.rsqrt(), total.rsqrt())
 

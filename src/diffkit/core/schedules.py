@@ -59,11 +59,14 @@ def over_range(schedule: Shape, s_min: float, s_max: float, shift: float = 1.0) 
     """The schedule, multiplied by `shift`, carried onto [s_min, s_max]: defined on [0, 1], reaching both ends.
 
     A schedule that goes beyond an end is restricted (as a density: truncated); one that stops short of it is stretched
-    in log s, so that a network is trained wherever a sampler may go. t and the result are float64.
+    in log s, so that a network is trained wherever a sampler may go (and so an even schedule, shifted, stays even).
+    t and the result are float64. Raises ValueError if the schedule lies wholly outside the range.
     """
     first, last = _inverse(schedule, s_min / shift), _inverse(schedule, s_max / shift)
     ends = (shift * schedule(torch.tensor([first, last], dtype=torch.float64))).log()
     low, high = math.log(s_min), math.log(s_max)
+    if not ends[0] < ends[1]:
+        raise ValueError(f"it has no noise level between {s_min:g} and {s_max:g}")
 
     def ranged(t: Tensor) -> Tensor:
         inner = (shift * schedule(first + t.double() * (last - first))).log()

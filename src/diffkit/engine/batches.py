@@ -35,6 +35,11 @@ class Batch:
     label: Tensor | None
     positions: Tensor
 
+    def pinned(self) -> Batch:
+        """In page-locked memory, from which copies to a GPU do not wait."""
+        label = None if self.label is None else self.label.pin_memory()
+        return Batch(self.stored.pin_memory(), label, self.positions.pin_memory())
+
     def split(self, size: int) -> list[Batch]:
         """Micro-batches of at most `size` images."""
         labels = self.label.split(size) if self.label is not None else [None] * len(self.positions)
@@ -58,15 +63,16 @@ class Batches:
     flip: bool
     label_dropout: float
 
-    def batch(self, first: int, count: int) -> Batch:
-        """The images at positions first ... first + count - 1 of the stream."""
+    def batch(self, first: int, count: int, pinned: bool = False) -> Batch:
+        """The images at positions first ... first + count - 1 of the stream; pinned: ready to be sent to a GPU."""
         positions = torch.arange(first, first + count)
         stored, classes = self.images.gather(self._indices(positions))
         stored = self._cropped(stored, positions)
         if self.flip:
             mirrored = (uniform(self.seed, Purpose.FLIP, positions)[:, 0] < 0.5).numpy()
             stored[mirrored] = stored[mirrored, :, ::-1]
-        return Batch(torch.from_numpy(stored), self._label(classes, positions), positions)
+        batch = Batch(torch.from_numpy(stored), self._label(classes, positions), positions)
+        return batch.pinned() if pinned else batch
 
     def _indices(self, positions: Tensor) -> npt.NDArray[np.int64]:
         """Every epoch visits every image once, in an order of its own."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -23,44 +23,60 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     images_seen: int
-    meta: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> Path:
     """Write `folder/images-N`, read it back, then delete all but the newest `keep`."""
     target = folder / f"images-{checkpoint.images_seen:012d}"
-    if not target.exists():
+    if not (target.exists() and _problem(target) is None):
+        shutil.rmtree(target, ignore_errors=True)
         with durable.new_folder(target) as temporary:
-            header = {"images_seen": checkpoint.images_seen, **checkpoint.meta}
-            write_tensors(temporary / FILE, checkpoint.tensors, header)
-    read_tensors(target / FILE)
+            write_tensors(temporary / FILE, checkpoint.tensors, {"images_seen": checkpoint.images_seen})
+        read_tensors(target / FILE)
     for old in _found(folder)[keep:]:
         shutil.rmtree(old)
     return target
 
 
-def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest usable checkpoint, and a line about each newer one that is damaged.
+def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest usable checkpoint, and what is wrong with each newer one. Changes nothing.
 
     None if there has never been one. Raises DiffkitError if all are damaged: never a silent fresh start.
     """
-    for stray in folder.glob(".*.tmp"):
-        shutil.rmtree(stray, ignore_errors=True)
-    problems: list[str] = []
+    problems: dict[Path, str] = {}
     found = _found(folder)
     for path in found:
         try:
             tensors, header = read_tensors(path / FILE)
-            return Checkpoint(tensors, int(header["images_seen"]), header), problems
+            return Checkpoint(tensors, int(header["images_seen"])), problems
         except DiffkitError as error:
-            problems.append(error.message)
+            problems[path] = error.message
     if found:
         raise DiffkitError(
-            f"No checkpoint in {folder} can be used: {problems[0]}",
+            f"No checkpoint in {folder} can be used: {problems[found[0]]}",
             "Train again with a new -o, or restore a copy of the folder.",
             code=ExitCode.MODEL,
         )
     return None, problems
+
+
+def tidy(folder: Path, damaged: Iterable[Path]) -> None:
+    """Remove what an interrupted save left behind, and set damaged checkpoints aside; for the run's writer only."""
+    for stray in folder.glob(".*.tmp"):
+        shutil.rmtree(stray, ignore_errors=True)
+    for path in damaged:
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        durable.rename(path, aside)
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        read_tensors(path / FILE)
+    except DiffkitError as error:
+        return error.message
+    return None
 
 
 def _found(folder: Path) -> list[Path]:

@@ -47,7 +47,7 @@ def autocast(device: torch.device, precision: str) -> Autocast:
     return nullcontext
 
 
-def choose_precision(wanted: str, device: torch.device, forward: Callable[[], Tensor], *, backward: bool = True) -> str:
+def choose_precision(wanted: str, device: torch.device, forward: Callable[[], Tensor]) -> str:
     """ "bfloat16" or "float32": what was asked for, or what is faster here.
 
     On CUDA, bfloat16 where the hardware has it. On a CPU `forward` (one small batch) is timed in both, since bfloat16
@@ -59,20 +59,19 @@ def choose_precision(wanted: str, device: torch.device, forward: Callable[[], Te
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device.type != "cpu":
         return "float32"
-    full = _seconds(forward, autocast(device, "float32"), backward)
-    half = _seconds(forward, autocast(device, "bfloat16"), backward)
+    full = _seconds(forward, autocast(device, "float32"))
+    half = _seconds(forward, autocast(device, "bfloat16"))
     return "bfloat16" if half * GAIN_WANTED < full else "float32"
 
 
-def _seconds(forward: Callable[[], Tensor], context: Autocast, backward: bool) -> float:
+def _seconds(forward: Callable[[], Tensor], context: Autocast) -> float:
     """The fastest of three runs after one that warms up."""
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        with torch.set_grad_enabled(backward), context():
+        with context():
             result = forward().float().square().mean()
-        if backward:
-            result.backward()
+        result.backward()
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
@@ -92,9 +91,9 @@ def activation_bytes(forward: Callable[[], Tensor]) -> int:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """Memory of the device; None where it is not known or not what limits (CPU)."""
+    """Free memory of the device; None where it is not known or not what limits (CPU)."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     return None

@@ -38,11 +38,46 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
     return checksum
 
 
+def read_model_header(path: Path) -> dict[str, Any]:
+    """The header of a model. Raises DiffkitError if the file is something else of diffkit's, such as a checkpoint."""
+    return _model_header(path, read_header(path))
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and header of a model, verified."""
+    tensors, header = read_tensors(path)
+    return tensors, _model_header(path, header)
+
+
+def _model_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+    if not {"settings", "spec", "mean", "images_seen"} <= header.keys():
+        raise DiffkitError(
+            f"{path} is not a model, but part of a checkpoint.",
+            "Name the run, or the model.safetensors in it.",
+            code=ExitCode.MODEL,
+        )
+    return header
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a file that `write_tensors` wrote. Raises DiffkitError if it is none, or too new."""
+    return _read(path, with_tensors=False)[1]
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header, the checksum verified. Raises DiffkitError if anything is damaged."""
+    tensors, header = _read(path, with_tensors=True)
+    if tensors_hash(tensors) != header.get("sha256"):
+        raise _unusable(path, "its contents do not match its checksum")
+    return tensors, header
+
+
+def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Header and tensors through one handle: the file may be replaced by a newer one at any time."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise _unusable(path, f"it is truncated or no safetensors file ({error})") from error
     if KEY not in metadata:
@@ -59,19 +94,6 @@ def read_header(path: Path) -> dict[str, Any]:
             "Upgrade with: pip install -U diffkit.",
             code=ExitCode.MODEL,
         )
-    return header
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header, the checksum verified. Raises DiffkitError if anything is damaged."""
-    header = read_header(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _unusable(path, f"it is damaged ({error})") from error
-    if tensors_hash(tensors) != header.get("sha256"):
-        raise _unusable(path, "its contents do not match its checksum")
     return tensors, header
 
 

@@ -293,7 +293,9 @@ class _Writer:
         for name, part in self.parts.items():
             part.finish_shard()
             if classes:
-                part.write_labels(np.array([codes.get(label or "", -1) for label in self.labels[name]], np.int64))
+                part.write_labels(
+                    np.array([-1 if label is None else codes.get(label, -1) for label in self.labels[name]], np.int64)
+                )
         self.examples_file.finish()
         self.rejected_file.finish()
         options = self.options

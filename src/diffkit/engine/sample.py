@@ -67,7 +67,7 @@ def sample(
             labels = classes[start : start + batch_size] if classes is not None else [-1] * len(chosen)
             label = one_hot(torch.tensor(labels), spec.label_width).to(device)
         counted = _Counted(denoiser, label)
-        denoise: Denoise = guided(counted, counted.unlabelled, plan.guidance) if label is not None else counted
+        denoise: Denoise = guided(counted, counted.unlabelled, plan.guidance) if classes is not None else counted
         last = deque(_steps(plan, denoise, _start(spec, plan, positions), positions), maxlen=1)
         yield Images(encode(last[0]).cpu().numpy(), chosen, counted.calls)
 

@@ -68,15 +68,18 @@ class State:
             fused=device in {"cpu", "cuda"},
         )
 
-    def checkpoint(self, meta: dict[str, object]) -> Checkpoint:
+    def checkpoint(self) -> Checkpoint:
         """A snapshot. Raises DiffkitError if a weight is not finite: no such state ever reaches the disk."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-        if not all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point()):
+        # Parameters and what the optimiser keeps of them; a backbone's buffers may hold infinities on purpose.
+        trained = [*self.network.parameters(), *self.average.parameters()]
+        trained += [value for name, value in tensors.items() if name.startswith("optimizer.")]
+        if not all(bool(torch.isfinite(value).all()) for value in trained):
             raise non_finite(self.images_seen)
-        return Checkpoint(tensors, self.images_seen, meta)
+        return Checkpoint(tensors, self.images_seen)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load a snapshot. Raises DiffkitError naming the first tensor that does not fit."""
@@ -110,13 +113,14 @@ def train(
     device = next(state.network.parameters()).device
     report = _Report(device)
     with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(batches.batch, state.images_seen, recipe.batch_size)
+        pinned = device.type == "cuda"
+        following = reader.submit(batches.batch, state.images_seen, recipe.batch_size, pinned)
         while until_images is None or state.images_seen < until_images:
             start = time.perf_counter()
             batch = following.result()
             report.waited += time.perf_counter() - start
             first = state.images_seen + recipe.batch_size
-            following = reader.submit(batches.batch, first, recipe.batch_size)
+            following = reader.submit(batches.batch, first, recipe.batch_size, pinned)
 
             lr = recipe.lr * min(1.0, first / max(recipe.warmup_images, 1))
             loss, grad_norm = _step(state, denoiser, batch, levels, objective, recipe, lr)
@@ -124,7 +128,7 @@ def train(
             state.images_seen = first
             step = first // recipe.batch_size
             progress = Progress(first, step, lr)
-            if step % report_every == 0:
+            if step % report_every == 0 or first == until_images:
                 progress = report.progress(progress, recipe.batch_size, time.perf_counter() - start)
             else:
                 report.busy += time.perf_counter() - start
@@ -150,8 +154,11 @@ def _step(
         clean, condition, positions = micro.to(device)
         s = levels(golden(recipe.seed, Purpose.TRAIN_LEVEL, micro.positions))
         noise = normal(recipe.seed, Purpose.TRAIN_NOISE, positions, clean.shape[1:])
-        loss = objective(denoiser, clean, s, noise, condition).sum() / len(batch.positions)
-        loss.backward()
+        try:
+            loss = objective(denoiser, clean, s, noise, condition).sum() / len(batch.positions)
+            loss.backward()
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(len(clean)) from error
         total += loss.detach()
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
     for group in state.optimizer.param_groups:
@@ -216,6 +223,14 @@ def non_finite(images_seen: int) -> DiffkitError:
         "The last checkpoint is sound. Start again from it with a smaller learning rate: "
         "diffkit train DATA -o NEW --init RUN --lr X.",
         code=ExitCode.NON_FINITE,
+    )
+
+
+def _out_of_memory(images: int) -> DiffkitError:
+    return DiffkitError(
+        f"The device's memory does not hold {images} images at once.",
+        f"Give the same command with --micro-batch {max(1, images // 2)}: the same training, in smaller pieces.",
+        code=ExitCode.MACHINE,
     )
 
 
