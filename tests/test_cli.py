@@ -36,6 +36,8 @@ def test_prepare_refuses_what_is_no_folder_of_images(tmp_path: Path) -> None:
     [
         (("--size", "0"), "no image size"),
         (("--size", "12x"), "no image size"),
+        (("--size", "100000"), "The most is 8192x8192"),
+        (("--workers", "-3"), "workers cannot be negative"),
         (("--crop", "centre"), "Did you mean 'center'"),
         (("--holdout", "lots"), "no share"),
         (("--background", "greenish"), "no colour"),

@@ -91,6 +91,11 @@ def test_samples_of_an_exact_model_have_the_mean_and_spread_of_the_data(sampler)
     assert abs(pixels.std() / sd - 1) < 0.015
 
 
+def test_a_model_describes_itself_in_one_line(wide_run: Path) -> None:
+    text = repr(diffkit.load(wide_run, device="cpu"))
+    assert text.startswith("<Model 12x12x3, 2 classes, ") and "960 images seen, on cpu" in text and "\n" not in text
+
+
 def test_guidance_goes_beyond_the_class(wide_run: Path) -> None:
     """The classes differ in where the bar is: guidance makes the row of the asked class brighter still."""
     model = diffkit.load(wide_run, device="cpu")
@@ -133,12 +138,14 @@ def test_only_makes_one_image_of_a_set_again(wide_run: Path, tmp_path: Path) -> 
 
 def test_samples_can_be_prepared_and_trained_on(wide_run: Path, tmp_path: Path) -> None:
     made = run_diffkit("sample", wide_run, "-o", tmp_path / "out", "-n", 12, "--steps", 3, "--device", "cpu", "--json")
+    assert (tmp_path / "out" / "grid.png").exists()
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout)["images"] == 12
     done = run_diffkit("prepare", tmp_path / "out", "-o", tmp_path / "set", "--size", 12, "--holdout", 0, "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["classes"] == {"high": 6, "low": 6}
+    assert (summary["images"], summary["unlabelled"], summary["rejected"]) == (12, 0, 0)
 
 
 def test_raw_weights_differ_from_averaged_ones(wide_run: Path) -> None:

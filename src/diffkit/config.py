@@ -45,9 +45,12 @@ class PartChoice(BaseModel):
         """The TOML table."""
         return {"name": self.name, **self.options}
 
+    def text(self, between: str) -> str:
+        """The options as words."""
+        return between.join(f"{key}={_written(value)}" for key, value in self.options.items())
+
     def __str__(self) -> str:
-        options = ",".join(f"{key}={_written(value)}" for key, value in self.options.items())
-        return f"{self.name}:{options}" if options else self.name
+        return f"{self.name}:{self.text(',')}" if self.options else self.name
 
 
 def _named(values: Any, section: type[BaseModel]) -> Any:

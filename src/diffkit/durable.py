@@ -6,9 +6,11 @@ One door, so that faults can be injected here: tests replace the primitives `wri
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,8 @@ from typing import Any, BinaryIO
 from diffkit.errors import DiffkitError, ExitCode
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_REFUSED.add(errno.ENAMETOOLONG)
 
 
 def write(file: BinaryIO, data: bytes | memoryview) -> None:
@@ -118,6 +121,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _remove_stale(path: Path) -> None:
+    """What builders of this folder left behind that were killed: untouched for ten minutes, and their process gone."""
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = stray.name.split(".")[-2]
+        ours = number == str(os.getpid())
+        if ours or (time.time() - stray.stat().st_mtime > 600 and not _alive(number)):
+            shutil.rmtree(stray, ignore_errors=True)
+
+
+def _alive(number: str) -> bool:
+    if os.name == "nt" or not number.isdigit():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Build a folder under a temporary sibling name; it appears at `path` whole, or not at all.
@@ -125,7 +149,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     The caller fsyncs large files it writes itself with `sync_file`; smaller ones go through `write_bytes`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process of the same number that was killed
+    _remove_stale(path)
     with explained(path):
         temporary.mkdir(parents=True)
     try:

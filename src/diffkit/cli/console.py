@@ -60,6 +60,11 @@ def progress(*columns: ProgressColumn, unit: str = "images") -> Progress:
     )
 
 
+def count_text(count: int, noun: str) -> str:
+    """ "1 image", "1,200 images"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def duration(text: str) -> float:
     """ "30m", "1.5h", "90s" or "1h30m" -> seconds. Raises DiffkitError if it is no duration."""
     pieces = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())

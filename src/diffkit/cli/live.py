@@ -133,6 +133,7 @@ def _on_terminal(training: Training, cadence: Cadence) -> Iterator[Any]:
         *(TextColumn(column) for column in columns),
         console=err,
         expand=True,
+        transient=True,
     )
     start: dict[str, Any] = {"count": "", "loss": "", "speed": "", "wait": "", "memory": "", "eta": ""}
     with bar:
@@ -146,7 +147,7 @@ def _on_terminal(training: Training, cadence: Cadence) -> Iterator[Any]:
                 return
             figures.add(event)
             seen = event.images_seen
-            count = f"{seen:,} / {total:,} images" if total else f"{seen:,} images"
+            count = f"{seen:,} / {total:,} images, step {event.step:,}" if total else f"{seen:,} images"
             done = seen if total else time.monotonic() - figures.begun
             bar.update(task, completed=done, count=count, **figures.text(seen))
 

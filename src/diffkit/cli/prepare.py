@@ -92,12 +92,12 @@ def _summary(finished: Finished) -> dict[str, Any]:
 
 
 def _describe(finished: Finished) -> None:
-    from diffkit.cli.console import plain, say
+    from diffkit.cli.console import count_text, plain, say
 
     spec = finished.spec
     colour = "gray" if spec.channels == 1 else "colour"
     held = f", {finished.holdout_count:,} held out" if finished.holdout_count else ", none held out"
-    say(f"[green]{finished.count:,} images[/] of {spec.height}x{spec.width}, {colour}{held}.")
+    say(f"[green]{count_text(finished.count, 'image')}[/] of {spec.height}x{spec.width}, {colour}{held}.")
     if spec.classes:
         classes = ", ".join(f"{plain(name)} {count:,}" for name, count in list(finished.class_counts.items())[:10])
         more = f", and {len(spec.classes) - 10} more" if len(spec.classes) > 10 else ""
@@ -105,11 +105,12 @@ def _describe(finished: Finished) -> None:
     else:
         say("No classes: the model will be unconditional. (Images in two or more sub-folders become classes.)")
     if finished.unlabelled and spec.classes:
-        say(f"{finished.unlabelled:,} images lie outside the class folders; they are used without a label.")
+        say(f"{count_text(finished.unlabelled, 'image')} outside the class folders, to be used without a label.")
     if finished.enlarged:
-        say(f"[yellow]{finished.enlarged:,} are smaller than {spec.height}x{spec.width} and were enlarged.[/]")
+        enlarged = count_text(finished.enlarged, "image")
+        say(f"[yellow]{enlarged} smaller than {spec.height}x{spec.width}, enlarged.[/]")
     if finished.duplicates:
-        say(f"{finished.duplicates:,} are exact duplicates of others; they are kept.")
+        say(f"{count_text(finished.duplicates, 'image')} the same as another once cropped; kept.")
     if finished.rejected:
         reasons = "; ".join(f"{plain(why)} {count:,}" for why, count in list(finished.reasons.items())[:5])
         say(f"[yellow]{finished.rejected:,} could not be used[/] ({reasons}): see rejected.jsonl.")

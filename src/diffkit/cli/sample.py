@@ -32,7 +32,7 @@ def sample(
     scheduler: Annotated[str | None, typer.Option(metavar=PART, help="The shape of the sampling grid.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Image i depends on the seed and on i.")] = 0,
     only: Annotated[
-        list[int] | None, typer.Option(metavar="INDEX", min=0, help="Only image INDEX of the set; repeatable.")
+        list[int] | None, typer.Option(metavar="INDEX", min=0, help="Image INDEX, instead of -n images; repeatable.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Weights as last trained, without averaging.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once; changes nothing else.")] = None,
@@ -43,7 +43,7 @@ def sample(
     """Make images: PNG files, in class folders when the model knows classes, samples.jsonl and grid.png."""
     import time
 
-    from diffkit.cli.console import clock, plain, print_json, say
+    from diffkit.cli.console import clock, count_text, plain, print_json, say
     from diffkit.compose import load_model
     from diffkit.errors import DiffkitError
     from diffkit.rundir import unused
@@ -64,9 +64,9 @@ def sample(
         figures = {"path": str(target), "images": len(indices), "seconds": round(seconds, 3), "network_calls": calls}
         print_json({**figures, **plan.names, "guidance": plan.guidance, "seed": seed, "model": loaded.sha256})
         return
-    sampler_name, grid_steps = plain(plan.names["sampler"]), plan.names["steps"]
+    how = f"{plain(plan.names['sampler'])}, {plan.names['steps']} steps = {calls} network calls each"
     say(
-        f"[green]{len(indices):,} images[/] with {sampler_name}, {grid_steps} steps = {calls} network calls each, "
+        f"[green]{count_text(len(indices), 'image')}[/] with {how}, "
         f"in {clock(seconds)} ({len(indices) / seconds:.1f} img/s): [bold]{plain(str(target))}[/]"
     )
 

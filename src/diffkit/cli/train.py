@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,10 +140,11 @@ def _train(
         until = _until(steps, epochs, seconds, batch, store)
         every = preview_every if preview_every is not None else _preview_every(until, batch)
         cadence = Cadence(until, seconds, every, save_seconds)
+        seen = training.state.images_seen
         _introduce(training, cadence)
-        if until is not None and training.state.images_seen >= until:
+        if until is not None and seen >= until:
             training.complete()
-            say(f"It has already seen {training.state.images_seen:,} images, which is all that was asked for.")
+            say(f"It has already seen {seen:,} images ({seen // batch:,} steps), and {until:,} were asked for.")
             say("Ask for more with --steps, --epochs or --time.")
             next_command(f"diffkit sample {run.path}")
             return
@@ -207,11 +209,13 @@ def _introduce(training: Training, cadence: Cadence) -> None:
     say(f"[bold]{plain(str(training.run.path))}[/] on {describe(training.device)}, {train.precision}")
     classes = f", {len(spec.classes)} classes" if spec.classes else ", unconditional"
     say(f"  data       {training.store.count:,} images {spec.height}x{spec.width}x{spec.channels}{classes}")
-    say(f"  backbone   {plain(str(settings.backbone))}: {parameters / 1e6:.1f}M parameters")
-    say(f"  scheduler  {plain(str(settings.scheduler))}   prediction  {plain(str(settings.prediction))}")
+    say(f"  backbone   {plain(settings.backbone.name)}, {parameters / 1e6:.1f}M parameters")
+    say(f"             {plain(settings.backbone.text(' '))}")
+    say(f"  scheduler  {plain(str(settings.scheduler))}   prediction  {plain(settings.prediction.name)}")
     micro = f" in pieces of {train.micro_batch}" if train.micro_batch != train.batch_size else ""
-    say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}, for {length}")
-    if training.state.images_seen:
+    say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}")
+    say(f"  length     {length}")
+    if 0 < training.state.images_seen < (cadence.until_images or math.inf):
         say(f"  going on from {training.state.images_seen:,} images")
     for note in training.notes:
         say(f"  [yellow]{plain(note)}[/]")

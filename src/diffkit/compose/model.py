@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diffkit.engine.sample import Images, Plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A trained model, ready to make images."""
 
@@ -35,6 +35,14 @@ class Model:
     device: torch.device
     images_seen: int
     sha256: str = ""
+
+    def __repr__(self) -> str:
+        spec, parameters = self.spec, sum(p.numel() for p in self.denoiser.network.parameters())
+        classes = f"{len(spec.classes)} classes" if spec.classes else "unconditional"
+        return (
+            f"<Model {spec.height}x{spec.width}x{spec.channels}, {classes}, {parameters / 1e6:.1f}M parameters, "
+            f"{self.images_seen:,} images seen, on {self.device}>"
+        )
 
     def sample(
         self,

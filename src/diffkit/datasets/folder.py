@@ -119,9 +119,12 @@ class _Walk:
             if identity in self.seen:
                 continue
             self.seen.add(identity)
-            with os.scandir(self.root / base) as entries:
-                for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
-                    if is_hidden(entry.name):
+            with os.scandir(self.root / base) as scanned:
+                entries = sorted(scanned, key=lambda entry: os.fsencode(entry.name))
+                made_here = any(entry.name == "samples.jsonl" for entry in entries)
+                for entry in entries:
+                    # The sheet that `diffkit sample` lays beside its images is none of them.
+                    if is_hidden(entry.name) or (made_here and entry.name == "grid.png"):
                         continue
                     name = f"{base}/{entry.name}" if base else entry.name
                     if entry.is_symlink():
@@ -148,5 +151,5 @@ class _Walk:
 
     def _refuse_outside(self, name: str) -> None:
         # Also for folders, whatever their name looks like: the user must hear of it.
-        reason = "a link that leads outside the folder: follow_links=true includes it"
+        reason = "a link that leads outside the folder: --source folder:follow_links=true includes it"
         self.found.entries.append(Entry(name, Refused(reason)))

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 CROPS = ("center", "random", "pad")
 _AUTO_LOOK = 64
 _SHARD_BYTES = 2**30
+_LARGEST = 8192
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,12 @@ class PrepareOptions:
             f"background must be three numbers from 0 to 255, not {self.background}.",
         )
         _require(
-            min(self.workers, self.min_side, self.shard_images) >= 0,
-            "workers, min_side and shard_images cannot be negative.",
+            max(self.height, self.width) <= _LARGEST,
+            f"The size {self.height}x{self.width} is larger than diffkit can prepare.",
+            f"The most is {_LARGEST}x{_LARGEST}.",
         )
+        for name in ("workers", "min_side", "shard_images"):
+            _require(getattr(self, name) >= 0, f"{name.replace('_', '-')} cannot be negative.")
 
 
 @dataclass(frozen=True)
