@@ -1,18 +1,15 @@
-"""Do models keep the brightness of their data? One set, composited on white and on black, trained on each.
+"""Do models keep the brightness of their data? The mean of 1,000 samples against the mean of the data, per channel.
 
-    python benchmarks/brightness.py FOLDER [--size 32] [--time 5m]
+    python benchmarks/brightness.py DATA=RUN [DATA=RUN ...]
 
-FOLDER holds images with transparency, so that the background can be chosen. Goal: the mean of 1,000 samples within
-2/255 of the mean of the data, in every channel.
+The goal is 2/255. The standard error says how far the mean of as many perfect samples would stray by chance.
 """
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import write
@@ -23,40 +20,33 @@ from diffkit.engine.store import Store
 IMAGES = 1000
 
 
-def call(*command: object) -> None:
-    subprocess.run([sys.executable, "-m", "diffkit", *map(str, command)], check=True)
+def measure(data: str, run: str) -> dict[str, Any]:
+    store, model = Store.open(data), diffkit.load(run)
+    made = model.sample(IMAGES, classes=list(model.spec.classes) or None)
+    means = made.reshape(IMAGES, -1, model.spec.channels).astype(np.float64).mean(1)
+    real, _ = store.gather(np.arange(min(store.count, 5000)))
+    spread = real.reshape(len(real), -1, model.spec.channels).mean(1).std(0)
+    wanted = (np.array(store.mean) + 1) * 127.5
+    return {
+        "run": Path(run).name,
+        "size": f"{model.spec.height}x{model.spec.width}",
+        "training_images": store.count,
+        "images_seen": model.images_seen,
+        "data": wanted.round(2).tolist(),
+        "samples": means.mean(0).round(2).tolist(),
+        "difference": (means.mean(0) - wanted).round(2).tolist(),
+        "standard_error": (spread / IMAGES**0.5).round(2).tolist(),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
-    parser.add_argument("--size", default="32")
-    parser.add_argument("--time", default="5m")
-    parser.add_argument("--keep", type=Path)
-    arguments = parser.parse_args()
-    place = arguments.keep or Path(tempfile.mkdtemp())
-    figures = {}
-    for background in ("white", "black"):
-        data, run = place / f"data-{background}", place / f"run-{background}"
-        if not data.exists():
-            options = ("--size", arguments.size, "--background", background, "--color", "color")
-            call("prepare", arguments.folder, "-o", data, *options)
-        call("train", data, "-o", run, "--time", arguments.time)
-        store, model = Store.open(data), diffkit.load(run)
-        made = model.sample(IMAGES).reshape(IMAGES, -1, 3).astype(np.float64).mean(1)
-        wanted = (np.array(store.mean) + 1) * 127.5
-        # The data's own spread says how far the mean of this many perfect samples would stray.
-        real, _ = store.gather(np.arange(min(store.count, 5000)))
-        noise = real.reshape(len(real), -1, 3).mean(1).std(0) / IMAGES**0.5
-        figures[background] = {
-            "data": wanted.round(2).tolist(),
-            "samples": made.mean(0).round(2).tolist(),
-            "difference": (made.mean(0) - wanted).round(2).tolist(),
-            "standard_error": noise.round(2).tolist(),
-            "images_seen": model.images_seen,
-        }
-        print(background, figures[background])
-    write("brightness", {"images": IMAGES, "size": arguments.size, "time": arguments.time, "backgrounds": figures})
+    rows = []
+    for pair in sys.argv[1:]:
+        data, _, run = pair.partition("=")
+        rows.append(measure(data, run))
+        print(rows[-1], flush=True)
+    if rows:
+        write("brightness", {"images": IMAGES, "rows": rows})
 
 
 if __name__ == "__main__":
