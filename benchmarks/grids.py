@@ -28,8 +28,8 @@ GRIDS = [
     "flow",
 ]
 SAMPLERS = {"euler": 1, "heun": 2, "dpmpp-2m": 1}
-CALLS = [8, 10, 15, 20, 30, 50]
-IMAGES = 64
+CALLS = [10, 15, 20, 50]
+IMAGES = 32
 
 
 def measure(run: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def measure(run: str) -> dict[str, Any]:
 def main() -> None:
     for run in sys.argv[1:] or ["demo/run"]:
         print(f"{run}: error at {CALLS} network calls")
-        write(f"grids-{Path(run).name}", measure(run))
+        write("grids", {"run": Path(run).name, **measure(run)})
 
 
 if __name__ == "__main__":
