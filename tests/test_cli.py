@@ -214,7 +214,7 @@ def test_part_options_from_recipe_flag_and_set_add_up(dataset: Path, tmp_path: P
     options = ("--config", recipe, "--backbone", "unet:blocks=1", "--set", "backbone.attention=0", "--steps", 1)
     done = call_diffkit("train", dataset, "-o", tmp_path / "run", *options, "--batch-size", 8, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "unet:width=8,multipliers=[1,2],blocks=1,attention=0" in done.stderr
+    assert "width=8 multipliers=[1,2] blocks=1 attention=0" in done.stderr
 
 
 def test_the_micro_batch_may_change_on_the_way(dataset: Path, tmp_path: Path) -> None:

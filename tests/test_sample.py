@@ -192,7 +192,7 @@ def test_a_missing_plugin_is_named_with_the_pip_install(wide_run: Path, tmp_path
 
     tensors, header = read_tensors(wide_run / "model.safetensors")
     header["settings"]["prediction"] = {"name": "exotic"}
-    header["settings"]["parts"]["prediction"] = {"distribution": "diffkit-exotic", "version": "2.1"}
+    header["settings"]["parts"]["prediction"] = {"name": "exotic", "distribution": "diffkit-exotic", "version": "2.1"}
     write_tensors(tmp_path / "model.safetensors", tensors, header)
     with pytest.raises(DiffkitError, match=r"pip install 'diffkit-exotic==2\.1'") as caught:
         diffkit.load(tmp_path, device="cpu")

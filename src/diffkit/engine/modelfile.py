@@ -34,7 +34,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     checksum = tensors_hash(plain)
     text = json.dumps({**header, "version": VERSION, "sha256": checksum}, ensure_ascii=False)
-    durable.write_bytes(path, save(plain, metadata={KEY: text, "format": "pt"}))
+    # One key only: safetensors writes several in random order, and the same model should be the same bytes.
+    durable.write_bytes(path, save(plain, metadata={KEY: text}))
     return checksum
 
 
