@@ -32,11 +32,11 @@ def list_parts(
         return
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("name", style="green", no_wrap=True)
     table.add_column("from", no_wrap=True)
-    table.add_column("what it is", no_wrap=True, overflow="ellipsis")
+    table.add_column("what it is", no_wrap=True, overflow="ellipsis", ratio=1)
     last = ""
     for part in parts:
         origin = "built in" if part.builtin else f"{part.distribution} {part.version}"
