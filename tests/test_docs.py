@@ -14,7 +14,7 @@ from diffkit.config import read_toml, validated
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-WORKINGS = ("session", "/work/", "helper")
+WORKINGS = ("session", f"{ROOT.parent}/".lower(), "helper")
 
 
 def commands() -> list[tuple[str, str]]:
