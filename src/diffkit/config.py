@@ -45,6 +45,11 @@ class PartChoice(BaseModel):
         """The TOML table."""
         return {"name": self.name, **self.options}
 
+    def over(self, other: PartChoice) -> PartChoice:
+        """This choice; where it is silent the other's options hold, if that is the same part."""
+        kept = other.options if other.name == self.name else {}
+        return PartChoice(name=self.name, options={**kept, **self.options})
+
     def text(self, between: str) -> str:
         """The options as words."""
         return between.join(f"{key}={_written(value)}" for key, value in self.options.items())
@@ -267,12 +272,9 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
 
 def put_part(values: dict[str, Any], key: str, text: str, default: str) -> None:
     """Name a part; options that are there already stay if the name does."""
-    part = parse_part(text)
-    before = values.get(key, {})
-    before = parse_part(before) if isinstance(before, str) else {"name": before.get("name", default), "options": before}
-    kept = {name: value for name, value in before["options"].items() if name != "name"}
-    same = before["name"] == part["name"]
-    values[key] = {"name": part["name"], **(kept if same else {}), **part["options"]}
+    before = values.get(key, default)
+    before = PartChoice.model_validate(before if isinstance(before, str) else {"name": default, **before})
+    values[key] = PartChoice.model_validate(text).over(before).table()
 
 
 def set_from_text(values: dict[str, Any], assignment: str) -> None:

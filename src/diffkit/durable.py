@@ -121,6 +121,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def sweep(folder: Path) -> None:
+    """Remove everything half-written in a folder that the caller alone writes."""
+    for stray in folder.glob(".*.tmp"):
+        shutil.rmtree(stray) if stray.is_dir() else stray.unlink(missing_ok=True)
+
+
+def vacant(path: Path) -> bool:
+    """Whether something new may be put there: it does not exist, or is an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def _remove_stale(path: Path) -> None:
     """What builders of this folder left behind that were killed: untouched for ten minutes, and their process gone."""
     for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

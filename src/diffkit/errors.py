@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -39,3 +40,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"Did you mean 'karras'? "` for a near miss among `known`, else an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"Did you mean '{near[0]}'? " if near else ""
+
+
+def nearest_sibling(path: Path) -> str:
+    """`did_you_mean` for a path that does not exist, among what lies beside it."""
+    folder = path.parent
+    return did_you_mean(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else ""

@@ -40,6 +40,10 @@ class ImageSpec:
         """K of the label tensor [B, K]: a class is one-hot, all zeros = no label."""
         return len(self.classes)
 
+    def __str__(self) -> str:
+        classes = f"{len(self.classes)} classes" if self.classes else "unconditional"
+        return f"{self.height}x{self.width}x{self.channels}, {classes}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {

@@ -107,10 +107,10 @@ class Registry:
 
     def find(self, kind: str, name: str) -> Part:
         """The part called `name`, or `plugin/name`. Raises DiffkitError with the nearest known name."""
-        found = self._matching(kind, name)
+        found = self.matching(kind, name)
         if not found and not self._loaded:
             self._load_third_parties()
-            found = self._matching(kind, name)
+            found = self.matching(kind, name)
         own = [part for part in found if part.builtin]
         if len(own or found) == 1:
             return (own or found)[0]
@@ -129,7 +129,8 @@ class Registry:
         self._load_third_parties()
         return [part for each in ([kind] if kind else KINDS) for part in self._parts[each]]
 
-    def _matching(self, kind: str, name: str) -> list[Part]:
+    def matching(self, kind: str, name: str) -> list[Part]:
+        """The loaded parts of that name, bare or `plugin/name`."""
         plugin, slash, bare = name.rpartition("/")
         return [p for p in self._parts[kind] if p.name == bare and (not slash or p.plugin == plugin)]
 

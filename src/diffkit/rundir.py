@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -82,9 +83,9 @@ class RunDir:
             )
 
     def tidy(self) -> None:
-        """Remove half-written files of a start that was killed; for the run's writer only."""
-        for stray in self.path.glob(".*.tmp"):
-            stray.unlink(missing_ok=True)
+        """Remove what a start that was killed left half-written; for the run's writer only."""
+        for folder in (self.path, self.checkpoints, self.samples):
+            durable.sweep(folder)
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         durable.append_line(self.metrics, record)
@@ -140,10 +141,13 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
+def numbered(base: Path) -> Iterator[Path]:
+    """`base`, `base-2`, `base-3`, ..."""
+    yield base
+    for number in itertools.count(2):
+        yield base.with_name(f"{base.name}-{number}")
+
+
 def unused(base: Path) -> Path:
-    """`base`, or `base-2`, `base-3`, ... : the first that does not exist."""
-    number, path = 1, base
-    while path.exists():
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
-    return path
+    """The first of these that does not exist."""
+    return next(path for path in numbered(base) if not path.exists())

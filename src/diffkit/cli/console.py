@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from diffkit import durable
 from diffkit.errors import DiffkitError
 
 err = Console(stderr=True, soft_wrap=True)
@@ -45,14 +47,19 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def progress(*columns: ProgressColumn, unit: str = "images") -> Progress:
+def require_vacant(path: Path) -> None:
+    """Raises DiffkitError if something is there already."""
+    if not durable.vacant(path):
+        raise DiffkitError(f"{path} already holds something.", "Nothing is overwritten; choose another place with -o.")
+
+
+def progress() -> Progress:
     """A progress bar that vanishes when done; nothing on a pipe."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn(unit),
-        *columns,
+        TextColumn("images"),
         TimeRemainingColumn(),
         console=err,
         transient=True,

@@ -22,17 +22,15 @@ def demo(
     """Prepare, train and sample on real handwritten digits, then judge the result. Five minutes on two cores."""
     import json
 
-    from diffkit.cli.console import clock, plain, say
+    from diffkit.cli.console import clock, plain, require_vacant, say
     from diffkit.datasets.demo import write_demo_images
     from diffkit.engine.devices import choose_device
-    from diffkit.errors import DiffkitError
     from diffkit.measure.recognition import recognise
     from diffkit.rundir import unused
 
     out = out or unused(Path("demo"))
     seconds = seconds or (150 if choose_device(device).type == "cpu" else 40)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DiffkitError(f"{out} already holds something.", "Nothing is overwritten; choose another place with -o.")
+    require_vacant(out)
     begun = time.monotonic()
     counts = write_demo_images(out / "images")
     say(f"{sum(counts.values()):,} real handwritten digits as PNG files in [bold]{plain(str(out / 'images'))}[/].\n")

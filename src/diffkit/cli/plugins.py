@@ -133,12 +133,9 @@ def _named(name: str) -> list[Part]:
     from diffkit.errors import DiffkitError, did_you_mean
     from diffkit.registry import KINDS, registry
 
-    found = []
-    for kind in KINDS:
-        plugin, slash, bare = name.rpartition("/")
-        found += [part for part in registry().parts(kind) if part.name == bare and (not slash or part.plugin == plugin)]
+    known = {part.name for part in registry().parts()}
+    found = [part for kind in KINDS for part in registry().matching(kind, name)]
     if not found:
-        known = {part.name for part in registry().parts()}
         raise DiffkitError(f"No part called '{name}'.", f"{did_you_mean(name, known)}See: diffkit plugins list.")
     return found
 

@@ -43,7 +43,7 @@ def sample(
     """Make images: PNG files, in class folders when the model knows classes, samples.jsonl and grid.png."""
     import time
 
-    from diffkit.cli.console import clock, count_text, plain, print_json, say
+    from diffkit.cli.console import clock, count_text, plain, print_json, require_vacant, say
     from diffkit.compose import load_model
     from diffkit.errors import DiffkitError
     from diffkit.rundir import unused
@@ -56,7 +56,7 @@ def sample(
     indices = sorted(set(only)) if only else list(range(count))
     name = model.resolve().parent.name if model.is_file() else model.resolve().name
     target = out or unused(Path("samples") / name)
-    _check_empty(target)
+    require_vacant(target)
     start = time.perf_counter()
     calls = _make(loaded, plan, indices, names, target, batch_size, raw)
     seconds = time.perf_counter() - start
@@ -81,15 +81,6 @@ def _classes(model: Model, names: list[str] | None, unlabelled: bool) -> list[st
         return None
     model.class_indices(names or [])
     return names or list(model.spec.classes)
-
-
-def _check_empty(target: Path) -> None:
-    from diffkit.errors import DiffkitError
-
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DiffkitError(
-            f"{target} already holds something.", "Nothing is overwritten; choose another place with -o."
-        )
 
 
 def _make(

@@ -77,11 +77,7 @@ def _show_model(path: Path, verify: bool, as_json: bool) -> None:
         tables = {"spec": spec.to_dict(), "settings": to_tables(settings), "images_seen": header["images_seen"]}
         print_json({**tables, "sha256": header["sha256"], "stages": [vars(stage) for stage in stages]})
         return
-    classes = f"{len(spec.classes)} classes" if spec.classes else "unconditional"
-    out.print(
-        f"[bold]{plain(str(file))}[/]: {spec.height}x{spec.width}x{spec.channels}, {classes}, "
-        f"{header['images_seen']:,} images seen"
-    )
+    out.print(f"[bold]{plain(str(file))}[/]: {spec}, {header['images_seen']:,} images seen")
     for name in ("backbone", "prediction", "scheduler"):
         who = settings.parts.get(name, {})
         origin = f"  ({who['distribution']} {who['version']})" if who else ""

@@ -160,17 +160,12 @@ def _train(
 def _run_dir(out: Path | None, data: Path, given: dict[str, Any], store: Store) -> RunDir:
     """The folder named, or the first runs/DATA, runs/DATA-2, ... that is free or that this command would resume."""
     from diffkit.compose import compatible
-    from diffkit.rundir import RunDir
+    from diffkit.rundir import RunDir, numbered
 
     if out is not None:
         return RunDir(out)
-    base = Path("runs") / (data.resolve().name or "run")
-    number = 1
-    while True:
-        run = RunDir(base if number == 1 else base.with_name(f"{base.name}-{number}"))
-        if not run.path.exists() or (run.exists and compatible(given, store, run)):
-            return run
-        number += 1
+    runs = map(RunDir, numbered(Path("runs") / (data.resolve().name or "run")))
+    return next(run for run in runs if not run.path.exists() or (run.exists and compatible(given, store, run)))
 
 
 def _size(text: str | None) -> list[int] | None:
@@ -201,14 +196,12 @@ def _introduce(training: Training, cadence: Cadence) -> None:
 
     settings, train = training.settings, training.settings.train
     parameters = sum(p.numel() for p in training.state.network.parameters())
-    spec = training.spec
     length = f"{cadence.until_images:,} images" if cadence.until_images else "the time given"
     if cadence.until_images:
         length += f" = {cadence.until_images // training.recipe.batch_size:,} steps"
         length += f" = {cadence.until_images / training.store.count:.4g} epochs"
     say(f"[bold]{plain(str(training.run.path))}[/] on {describe(training.device)}, {train.precision}")
-    classes = f", {len(spec.classes)} classes" if spec.classes else ", unconditional"
-    say(f"  data       {training.store.count:,} images {spec.height}x{spec.width}x{spec.channels}{classes}")
+    say(f"  data       {training.store.count:,} images {training.spec}")
     say(f"  backbone   {plain(settings.backbone.name)}, {parameters / 1e6:.1f}M parameters")
     say(f"             {plain(settings.backbone.text(' '))}")
     say(f"  scheduler  {plain(str(settings.scheduler))}   prediction  {plain(settings.prediction.name)}")

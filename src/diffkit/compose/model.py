@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from diffkit.compose.parts import bound, completed, denoiser_of, levels
 from diffkit.config import PartChoice, Settings, to_tables, validated
-from diffkit.errors import DiffkitError, ExitCode, did_you_mean
+from diffkit.errors import DiffkitError, ExitCode, did_you_mean, nearest_sibling
 from diffkit.interfaces import ImageSpec
 from diffkit.rundir import RunDir
 
@@ -38,11 +38,7 @@ class Model:
 
     def __repr__(self) -> str:
         spec, parameters = self.spec, sum(p.numel() for p in self.denoiser.network.parameters())
-        classes = f"{len(spec.classes)} classes" if spec.classes else "unconditional"
-        return (
-            f"<Model {spec.height}x{spec.width}x{spec.channels}, {classes}, {parameters / 1e6:.1f}M parameters, "
-            f"{self.images_seen:,} images seen, on {self.device}>"
-        )
+        return f"<Model {spec}, {parameters / 1e6:.1f}M parameters, {self.images_seen:,} images seen, on {self.device}>"
 
     def sample(
         self,
@@ -157,8 +153,7 @@ def model_path(path: str | Path) -> Path:
         if (path / "dataset.json").exists():
             hint = f"It is a prepared data set: train on it with: diffkit train {path}."
         raise DiffkitError(f"{path} is neither a run nor a model.", hint, code=ExitCode.MODEL)
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise DiffkitError(f"There is no {path}.", did_you_mean(path.name, siblings).strip(), code=ExitCode.MODEL)
+    raise DiffkitError(f"There is no {path}.", nearest_sibling(path).strip(), code=ExitCode.MODEL)
 
 
 def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto", raw: bool = False) -> Model:
@@ -209,11 +204,11 @@ def _with_defaults(settings: Settings, file: Path) -> Settings:
 
 def _raw_weights(file: Path) -> dict[str, Tensor]:
     from diffkit.engine.checkpoint import latest_checkpoint
+    from diffkit.engine.train import under
 
     checkpoint, _ = latest_checkpoint(file.parent / "checkpoints")
     if checkpoint is None:
         raise DiffkitError(
             f"{file} holds averaged weights only.", "--raw needs the run's checkpoints.", code=ExitCode.MODEL
         )
-    prefix = "network."
-    return {k[len(prefix) :]: v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
+    return under(checkpoint.tensors, "network.")

@@ -32,8 +32,7 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
     backbone = settings.backbone
     if not settings.train.init and (settings.preset or hasattr(find("backbones", backbone).function, "presets")):
         preset = settings.preset or _default_preset(store.count, device)
-        options = {**_preset_options(backbone, preset, spec), **backbone.options}
-        backbone = PartChoice(name=backbone.name, options=options)
+        backbone = backbone.over(_preset(backbone, preset, spec))
     s_max = settings.noise.s_max or 80 * math.sqrt(spec.height * spec.width) / 32
     if settings.noise.s_min >= s_max:
         raise DiffkitError(f"noise.s_min = {settings.noise.s_min} is not below s_max = {s_max}.")
@@ -118,14 +117,12 @@ def _merged(stored: Settings, given: Mapping[str, Any], spec: ImageSpec) -> dict
     result = dict(tables)
     for key, value in given.items():
         if key in PART_KINDS:
-            choice = getattr(validated({key: value}), key)
-            same = choice.name == tables[key]["name"]
-            result[key] = {**(tables[key] if same else {}), **choice.table()}
+            result[key] = getattr(validated({key: value}), key).over(getattr(stored, key)).table()
         else:
             result[key] = {**tables.get(key, {}), **value} if isinstance(value, Mapping) else value
     if preset := result.pop("preset", None):
         backbone = validated({"backbone": given.get("backbone", stored.backbone.name)}).backbone
-        result["backbone"] = {**result["backbone"], **_preset_options(backbone, preset, spec), **backbone.table()}
+        result["backbone"] = backbone.over(_preset(backbone, preset, spec)).over(stored.backbone).table()
     train = {**result["train"], "init": _init_text(result["train"].get("init", ""))}
     if train.get("precision") == "auto":
         train["precision"] = stored.train.precision
@@ -133,13 +130,12 @@ def _merged(stored: Settings, given: Mapping[str, Any], spec: ImageSpec) -> dict
     return {**result, "train": train, "data": {**result["data"], "path": stored.data.path}}
 
 
-def _preset_options(backbone: PartChoice, preset: str, spec: ImageSpec) -> dict[str, Any]:
+def _preset(backbone: PartChoice, preset: str, spec: ImageSpec) -> PartChoice:
     """What a preset of this backbone stands for. Raises DiffkitError if the backbone has no presets."""
     presets = getattr(find("backbones", backbone).function, "presets", None)
     if presets is None:
         raise DiffkitError(f"The backbone '{backbone.name}' has no presets.", "Give its options instead.")
-    options: dict[str, Any] = presets(preset, spec)
-    return options
+    return PartChoice(name=backbone.name, options=presets(preset, spec))
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:

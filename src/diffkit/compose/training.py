@@ -155,7 +155,7 @@ def prepare_training(given: Mapping[str, Any], store: Store, run: RunDir, device
     """
     import torch
 
-    from diffkit.engine.checkpoint import latest_checkpoint, tidy
+    from diffkit.engine.checkpoint import latest_checkpoint, set_aside
     from diffkit.engine.devices import choose_device
     from diffkit.engine.train import State
 
@@ -166,7 +166,7 @@ def prepare_training(given: Mapping[str, Any], store: Store, run: RunDir, device
     if run.exists:
         checkpoint, damaged = latest_checkpoint(run.checkpoints)
         notes = [f"{problem} An older checkpoint is used instead." for problem in damaged.values()]
-        tidy(run.checkpoints, damaged)
+        set_aside(damaged)
         run.tidy()
     torch.manual_seed(settings.train.seed)
     network = bound("backbone", settings)(spec)

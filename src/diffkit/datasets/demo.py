@@ -26,7 +26,7 @@ def write_demo_images(folder: Path, *, size: int = 16) -> dict[str, int]:
     """
     if size < 8:
         raise DiffkitError(f"A demo image of {size} pixels is too small for a digit.", "The least is 8.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not durable.vacant(folder):
         raise DiffkitError(f"{folder} exists and is not an empty folder.", "Give the name of a new folder.")
     pixels, labels = _digits()
     counts = Counter(DIGITS[label] for label in labels)

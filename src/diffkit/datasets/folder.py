@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffkit.datasets.archive import Entry, Found, is_hidden, members
 from diffkit.datasets.imagefile import EXTENSIONS, Refused, is_image_name, printable
-from diffkit.errors import DiffkitError, ExitCode, did_you_mean
+from diffkit.errors import DiffkitError, ExitCode, did_you_mean, nearest_sibling
 from diffkit.interfaces import Example
 
 LABELS = ("folders", "path", "none")
@@ -55,10 +55,9 @@ def _look(root: Path, follow_links: bool) -> Found:
             "Give the folder that holds the images.",
             code=ExitCode.DATA,
         )
-    siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
     raise DiffkitError(
         f"There is no {root}.",
-        f"{did_you_mean(root.name, siblings)}Give a folder of images or a zip archive.",
+        f"{nearest_sibling(root)}Give a folder of images or a zip archive.",
         code=ExitCode.DATA,
     )
 

@@ -17,7 +17,7 @@ class StageFacts:
 
     name: str
     resolution: str
-    channels: int | None
+    channels: int
     blocks: int
     attention: bool
     parameters: int
@@ -39,8 +39,8 @@ def anatomy(network: nn.Module, inputs: tuple[Tensor, ...], condition: dict[str,
     counts: dict[str, Any] = counter.get_flop_counts()
     root = type(network).__name__
     return [
-        _facts(name, stages[name], shapes[name], sum(counts.get(f"{root}.{name}", {}).values()))
-        for name in sorted(shapes, key=list(shapes).index)
+        _facts(name, stages[name], shape, sum(counts.get(f"{root}.{name}", {}).values()))
+        for name, shape in shapes.items()
     ]
 
 

@@ -28,7 +28,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> Path:
     """Write `folder/images-N`, read it back, then delete all but the newest `keep`."""
     target = folder / f"images-{checkpoint.images_seen:012d}"
-    if not (target.exists() and _problem(target) is None):
+    if not _usable(target):
         shutil.rmtree(target, ignore_errors=True)
         with durable.new_folder(target) as temporary:
             write_tensors(temporary / FILE, checkpoint.tensors, {"images_seen": checkpoint.images_seen})
@@ -60,23 +60,20 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]
     return None, problems
 
 
-def tidy(folder: Path, damaged: Iterable[Path]) -> None:
-    """Remove what an interrupted save left behind, and set damaged checkpoints aside; for the run's writer only."""
-    for stray in folder.glob(".*.tmp"):
-        shutil.rmtree(stray, ignore_errors=True)
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Rename damaged checkpoints, so that they neither count nor stand in the way; for the run's writer only."""
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         durable.rename(path, aside)
 
 
-def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def _usable(path: Path) -> bool:
     try:
         read_tensors(path / FILE)
-    except DiffkitError as error:
-        return error.message
-    return None
+    except DiffkitError:
+        return False
+    return True
 
 
 def _found(folder: Path) -> list[Path]:

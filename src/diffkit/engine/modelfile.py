@@ -29,19 +29,17 @@ def tensors_hash(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    """Write atomically, with a checksum of the tensors in the header; returns it."""
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write atomically, with a checksum of the tensors in the header."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    checksum = tensors_hash(plain)
-    text = json.dumps({**header, "version": VERSION, "sha256": checksum}, ensure_ascii=False)
+    text = json.dumps({**header, "version": VERSION, "sha256": tensors_hash(plain)}, ensure_ascii=False)
     # One key only: safetensors writes several in random order, and the same model should be the same bytes.
     durable.write_bytes(path, save(plain, metadata={KEY: text}))
-    return checksum
 
 
 def read_model_header(path: Path) -> dict[str, Any]:
-    """The header of a model. Raises DiffkitError if the file is something else of diffkit's, such as a checkpoint."""
-    return _model_header(path, read_header(path))
+    """The header of a model. Raises DiffkitError if the file is none, too new, or else, such as a checkpoint."""
+    return _model_header(path, _read(path, with_tensors=False)[1])
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -60,11 +58,6 @@ def _model_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
     return header
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a file that `write_tensors` wrote. Raises DiffkitError if it is none, or too new."""
-    return _read(path, with_tensors=False)[1]
-
-
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header, the checksum verified. Raises DiffkitError if anything is damaged."""
     tensors, header = _read(path, with_tensors=True)
@@ -74,7 +67,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Header and tensors through one handle: the file may be replaced by a newer one at any time."""
+    """Tensors and header through one handle: the file may be replaced by a newer one at any time."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

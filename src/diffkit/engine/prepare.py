@@ -137,7 +137,7 @@ def prepare(examples: Iterable[Example], out: Path, options: PrepareOptions, *, 
     DiffkitError: `out` is there already, no usable image, too many rejected, nothing left for training, or no
     room on the disk.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not durable.vacant(out):
         raise DiffkitError(f"{out} exists already.", "Choose another name with -o, or remove it first.")
     examples, channels = _decide_channels(examples, options)
     with durable.new_folder(out) as folder:

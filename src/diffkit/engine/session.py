@@ -62,16 +62,16 @@ def session(
     The state is saved at the end, whatever ended it, except an error: then the last checkpoint stands.
     """
     begun = saved = time.monotonic()
-    saved_at = state.images_seen
+    before = saved_at = state.images_seen
     reason: Literal["done", "time", "stopped"] = "done"
     for progress in steps:
         yield progress
-        before = progress.images_seen - progress.images_seen // max(progress.step, 1)
         last = cadence.until_images is not None and progress.images_seen >= cadence.until_images
         stopped = should_stop()
         late = cadence.seconds is not None and time.monotonic() - begun >= cadence.seconds
         if not stopped and not last and _crossed(before, progress.images_seen, cadence.preview_every):
             yield Previewed(progress.images_seen, preview())
+        before = progress.images_seen
         if stopped or (late and not last):
             reason = "stopped" if stopped else "time"
             break

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from diffkit.errors import DiffkitError, ExitCode, did_you_mean
+from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 from diffkit.interfaces import ImageSpec
 
 FORMAT = "diffkit-dataset"
@@ -207,8 +207,7 @@ def _not_prepared(folder: Path) -> DiffkitError:
     if folder.exists():
         hint = f"Run: diffkit prepare {folder}"
         return DiffkitError(f"{folder} is not a prepared data set.", hint, code=ExitCode.DATA)
-    siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-    near = did_you_mean(folder.name, siblings)
+    near = nearest_sibling(folder)
     return DiffkitError(f"There is no {folder}.", f"{near}Prepare one with: diffkit prepare IMAGES", code=ExitCode.DATA)
 
 

@@ -84,9 +84,9 @@ class State:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load a snapshot. Raises DiffkitError naming the first tensor that does not fit."""
         for prefix, module in (("network.", self.network), ("average.", self.average)):
-            load_exactly(module, _under(checkpoint.tensors, prefix))
+            load_exactly(module, under(checkpoint.tensors, prefix))
         slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(checkpoint.tensors, "optimizer.").items():
+        for name, value in under(checkpoint.tensors, "optimizer.").items():
             index, slot = name.split(".", 1)
             slots.setdefault(int(index), {})[slot] = value
         groups = self.optimizer.state_dict()["param_groups"]
@@ -234,7 +234,8 @@ def _out_of_memory(images: int) -> DiffkitError:
     )
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
