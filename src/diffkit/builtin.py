@@ -39,3 +39,8 @@ def datasets() -> dict[str, str]:
         "folder": "diffkit.datasets.folder:folder",
         "torchvision": "diffkit.datasets.torchvision:torchvision",
     }
+
+
+@hookimpl
+def extractors() -> dict[str, str]:
+    return {"lite0": "diffkit.extractors.lite0:lite0"}

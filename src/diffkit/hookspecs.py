@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from diffkit.interfaces import Backbone, DatasetSource, Prediction, Sampler, Schedule
+    from diffkit.interfaces import Backbone, DatasetSource, Extractor, Prediction, Sampler, Schedule, Tracker
 
 hookspec = pluggy.HookspecMarker("diffkit")
 
@@ -66,4 +66,24 @@ def backbones() -> dict[str, Backbone | str]:
 @hookspec
 def datasets() -> dict[str, DatasetSource | str]:
     """Dataset sources, `(path, *, options) -> Iterator[Example]`: where `diffkit prepare` reads images from."""
+    raise NotImplementedError
+
+
+@hookspec
+def extractors() -> dict[str, Extractor | str]:
+    """Feature extractors, `(*, options) -> nn.Module`: what `diffkit evaluate` looks at images with.
+
+    `forward(images uint8 [B, 3, H, W]) -> float32 [B, D]`, for any H and W: the module resizes and normalises as its
+    weights expect. It never downloads while it is called; the function that builds it may.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def trackers() -> dict[str, Tracker | str]:
+    """Trackers, `(run, *, options) -> context manager of log(images_seen, figures, pictures)`: who else is told.
+
+    Write it as a generator under `contextlib.contextmanager` that yields `log`. `figures` are numbers by name,
+    `pictures` paths of PNG files by name. What goes wrong in `log` costs the tracker, never the training.
+    """
     raise NotImplementedError

@@ -6,7 +6,8 @@ signature for validation, documentation and the record that a run keeps. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -85,6 +86,15 @@ class Coefficients(NamedTuple):
     inp: Tensor
 
 
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told of a training when it starts: the run's folder, a name for it, and all its settings."""
+
+    path: Path
+    name: str
+    settings: Mapping[str, Any]
+
+
 Schedule: TypeAlias = "Callable[..., Tensor]"
 """Noise schedule `(t, *, options) -> s`: float64 in (0, 1) to a noise-to-signal ratio, increasing, > 0."""
 
@@ -106,3 +116,12 @@ Backbone: TypeAlias = "Callable[..., nn.Module]"
 
 DatasetSource: TypeAlias = "Callable[..., Iterator[Example]]"
 """`(path, *, options) -> Iterator[Example]`, in an order that does not change from call to call."""
+
+Extractor: TypeAlias = "Callable[..., nn.Module]"
+"""Feature extractor `(*, options) -> nn.Module` with `forward(images uint8 [B, 3, H, W]) -> float32 [B, D]`."""
+
+Log: TypeAlias = "Callable[[int, Mapping[str, float], Mapping[str, Path]], None]"
+"""`log(images_seen, figures by name, pictures by name)`."""
+
+Tracker: TypeAlias = "Callable[..., AbstractContextManager[Log]]"
+"""`(run: TrackedRun, *, options)`: a context manager that gives a `Log` while the training lasts."""

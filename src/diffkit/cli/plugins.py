@@ -9,14 +9,14 @@ import typer
 if TYPE_CHECKING:
     from diffkit.registry import Part
 
-plugins = typer.Typer(no_args_is_help=True, help="Parts: schedulers, predictions, samplers, backbones, sources.")
+plugins = typer.Typer(no_args_is_help=True, help="Parts: schedulers, samplers, backbones and the other kinds.")
 ALIASES = {"schedulers": "schedules", "sources": "datasets", "dataset": "datasets", "schedule": "schedules"}
 
 
 @plugins.command("list")
 def list_parts(
     kind: Annotated[
-        str | None, typer.Argument(help="schedulers, predictions, samplers, backbones or datasets.")
+        str | None, typer.Argument(help="schedulers, predictions, samplers, backbones, datasets, extractors, trackers.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:

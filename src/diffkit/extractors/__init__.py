@@ -1,0 +1,1 @@
+"""Feature extractors: networks that turn images into numbers that can be compared."""

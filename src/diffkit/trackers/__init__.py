@@ -1,0 +1,1 @@
+"""Trackers: where a training reports to, beside its own folder."""
