@@ -127,6 +127,12 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where what can be made or fetched again is kept between commands: ~/.cache/diffkit, or as XDG_CACHE_HOME says."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "diffkit"
+
+
 def vacant(path: Path) -> bool:
     """Whether something new may be put there: it does not exist, or is an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))

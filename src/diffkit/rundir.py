@@ -39,6 +39,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def evaluations(self) -> Path:
+        """One line for each `diffkit evaluate` of the run."""
+        return self.path / "evaluations.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

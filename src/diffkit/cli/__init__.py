@@ -48,6 +48,7 @@ def options(
 
 def _add_commands() -> None:
     from diffkit.cli.demo import demo
+    from diffkit.cli.evaluate import evaluate
     from diffkit.cli.plugins import plugins
     from diffkit.cli.prepare import prepare
     from diffkit.cli.sample import sample
@@ -57,6 +58,7 @@ def _add_commands() -> None:
     app.command()(prepare)
     app.command()(train)
     app.command()(sample)
+    app.command()(evaluate)
     app.command()(show)
     app.add_typer(plugins, name="plugins")
     app.command()(demo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffkit import durable
-from diffkit.errors import DiffkitError
+from diffkit.errors import DiffkitError, did_you_mean
 
 err = Console(stderr=True, soft_wrap=True)
 out = Console(soft_wrap=True)
@@ -51,6 +52,12 @@ def require_vacant(path: Path) -> None:
     """Raises DiffkitError if something is there already."""
     if not durable.vacant(path):
         raise DiffkitError(f"{path} already holds something.", "Nothing is overwritten; choose another place with -o.")
+
+
+def chosen_among(option: str, value: str, known: Sequence[str]) -> None:
+    """Raises DiffkitError unless the value of an option is a known one."""
+    if value not in known:
+        raise DiffkitError(f"{option} cannot be '{value}'.", f"{did_you_mean(value, known)}Choose {', '.join(known)}.")
 
 
 def progress() -> Progress:

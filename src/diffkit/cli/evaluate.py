@@ -1,0 +1,193 @@
+"""`diffkit evaluate`: how near to the real images are those of a model, or of any folder?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from diffkit.compose.evaluation import Evaluation
+    from diffkit.measure.estimate import Estimate
+
+PART = "NAME[:KEY=VALUE,...]"
+WHAT, HOW, MACHINE = "What is compared", "How a model samples", "Machine"
+
+
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, a model, or a folder of images.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Real images: a prepared set or a folder; of a run, its own.", rich_help_panel=WHAT),
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="Which real images: all, train or holdout.", rich_help_panel=WHAT)
+    ] = "all",
+    extractor: Annotated[
+        str, typer.Option(metavar=PART, help="Features: lite0, inception, dinov2.", rich_help_panel=WHAT)
+    ] = "lite0",
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also class by class.", rich_help_panel=WHAT)] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="New folder for evaluation.json and nearest.png.", rich_help_panel=WHAT),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", min=1, help="Samples to make.", rich_help_panel=HOW)
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(metavar=PART, rich_help_panel=HOW)] = None,
+    steps: Annotated[int | None, typer.Option(min=1, rich_help_panel=HOW)] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar=PART, rich_help_panel=HOW)] = None,
+    guidance: Annotated[float | None, typer.Option(rich_help_panel=HOW)] = None,
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=HOW)] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Weights without averaging.", rich_help_panel=HOW)] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of the model: auto, float32 or bfloat16.", rich_help_panel=MACHINE)
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Measure quality, and whether the model copies, with 95 % intervals.
+
+    Frechet distance, KID, precision, recall, density and coverage, beside what real images get among themselves.
+    A run's figures are also kept in its folder.
+    """
+    from diffkit.cli.console import chosen_among, print_json, require_vacant
+    from diffkit.compose import load_model
+    from diffkit.compose.evaluation import AGAINST, SAMPLES, Evaluation, Reference, is_model, own_data, sampled
+    from diffkit.compose.evaluation import evaluate as measured
+    from diffkit.engine.devices import choose_device
+    from diffkit.measure.images import open_images
+    from diffkit.rundir import RunDir
+
+    chosen_among("--against", against, AGAINST)
+    if out is not None:
+        require_vacant(out)
+    how: dict[str, Any] = {}
+    if is_model(target):
+        model = load_model(target, device=device, precision=precision, raw=raw)
+        plan = model.plan(sampler=sampler, scheduler=scheduler, steps=steps, guidance=guidance, seed=seed)
+        reference = Reference(data or own_data(model, target), extractor, model.device)
+        reference.check_part(against)
+        reference.check_fits(model)
+        wanted = count or min(SAMPLES, max(reference.train.count, 100))
+        images = _drawn(sampled(model, plan, wanted, reference.labels(against)))
+        how = {**plan.names, "guidance": plan.guidance, "seed": seed, "raw": raw, "model": model.sha256}
+        how["images_seen"] = model.images_seen
+    else:
+        reference = Reference(_named(data), extractor, choose_device(device))
+        images, _ = open_images(target)
+    result = _drawn(measured(reference, images, against, per_class=per_class))
+    assert isinstance(result, Evaluation)
+    run = RunDir(target) if target.is_dir() and RunDir(target).exists else None
+    picture = _keep(result, how, run, out)
+    if as_json:
+        print_json({**how, **result.to_dict()})
+    else:
+        _show(result, picture)
+
+
+def _named(data: Path | None) -> Path:
+    from diffkit.errors import DiffkitError
+
+    if data is None:
+        raise DiffkitError("A folder of images is compared with real images.", "Name them: --data DATA_OR_FOLDER.")
+    return data
+
+
+def _drawn(events: Iterator[Any]) -> Any:
+    """Show the work; returns what it was for, which comes last."""
+    from diffkit.cli.console import progress
+    from diffkit.compose.evaluation import Working
+
+    last: Any = None
+    with progress() as bar:
+        tasks: dict[str, Any] = {}
+        for event in events:
+            if isinstance(event, Working):
+                if event.what not in tasks:
+                    tasks[event.what] = bar.add_task(event.what, total=event.total)
+                bar.update(tasks[event.what], completed=event.done)
+            else:
+                last = event
+    return last
+
+
+def _keep(result: Evaluation, how: dict[str, Any], run: Any, out: Path | None) -> Path | None:
+    """Write the figures and the picture: into the folder asked for, and beside the run that they are about."""
+    import time
+
+    from diffkit import durable
+    from diffkit.engine.pictures import save_png
+    from diffkit.rundir import unused
+
+    record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **how, **result.to_dict()}
+    if out is None and run is not None:
+        out = unused(run.path / "evaluations" / f"images-{how['images_seen']:012d}")
+    if out is None:
+        return None
+    with durable.explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+    picture = out / "nearest.png"
+    assert result.picture is not None
+    save_png(picture, result.picture)
+    durable.write_json(out / "evaluation.json", record)
+    if run is not None:
+        inside = picture.is_relative_to(run.path)
+        shown = picture.relative_to(run.path).as_posix() if inside else str(picture.resolve())
+        durable.append_line(run.evaluations, {**record, "nearest": shown})
+    return picture
+
+
+def _show(result: Evaluation, picture: Path | None) -> None:
+    from rich.table import Table
+
+    from diffkit.cli.console import out, plain, say
+
+    reference = result.reference
+    say(
+        f"[bold]{result.samples:,}[/] images against [bold]{reference['images']:,}[/] real ones "
+        f"({plain(reference['part'])} of {plain(reference['path'])}), features {plain(result.extractor)}"
+    )
+    floor = {each.name: each for each in result.floor}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("figure", "left"), ("value", "right"), ("95 % interval", "right"), ("real/real", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("", style="dim")
+    for each in result.metrics:
+        real = floor.get(each.name)
+        table.add_row(each.name, _figure(each.value), _interval(each), _figure(real.value) if real else "", each.note)
+    for label, found in result.classes.items():
+        table.add_section()
+        for each in found:
+            table.add_row(plain(f"{label}  {each.name}"), _figure(each.value), _interval(each), "", each.note)
+    out.print(table)
+    for note in result.notes:
+        say(f"[yellow]{plain(note)}[/]")
+    _show_copying(result)
+    if picture is not None:
+        say(f"Nearest training images: [bold]{plain(str(picture))}[/]")
+
+
+def _show_copying(result: Evaluation) -> None:
+    from diffkit.cli.console import say
+
+    copying = result.copying
+    if copying is None:
+        return
+    text = f"Copies: {copying.rate.value:.1%} of the images {_interval(copying.rate, percent=True)} are as near to a"
+    text += " training image as hardly two training images are"
+    if copying.baseline is not None:
+        text += f"; of held-out real images {copying.baseline.value:.1%} {_interval(copying.baseline, percent=True)}"
+    say(f"[bold red]{text}. The model repeats what it was trained on.[/]" if copying.alarm else f"{text}.")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _interval(of: Estimate, *, percent: bool = False) -> str:
+    if of.low is None or of.high is None:
+        return ""
+    return f"\\[{of.low:.1%}, {of.high:.1%}]" if percent else f"{_figure(of.low)} to {_figure(of.high)}"

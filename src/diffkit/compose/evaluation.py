@@ -1,0 +1,302 @@
+"""An evaluation, from names to events: which images, which features, which figures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from diffkit.compose.model import Model
+from diffkit.compose.parts import completed
+from diffkit.config import PartChoice
+from diffkit.errors import DiffkitError, ExitCode
+from diffkit.rundir import RunDir
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor, nn
+
+    from diffkit.engine.sample import Plan
+    from diffkit.measure.copying import Copying
+    from diffkit.measure.estimate import Estimate
+    from diffkit.measure.images import ImageSet
+    from diffkit.measure.scores import Names
+
+    Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+AGAINST = ("train", "holdout", "all")
+SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Working:
+    """What is being done, and how much of it is done."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass
+class Evaluation:
+    """What was found: figures, those of real against real images, by class, and whether the model copies."""
+
+    extractor: str
+    reference: dict[str, Any]
+    samples: int
+    metrics: list[Estimate] = field(default_factory=list)
+    floor: list[Estimate] = field(default_factory=list)
+    classes: dict[str, list[Estimate]] = field(default_factory=dict)
+    copying: Copying | None = None
+    closest: list[dict[str, Any]] = field(default_factory=list)
+    picture: Pixels | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "extractor": self.extractor,
+            "samples": self.samples,
+            "reference": self.reference,
+            "metrics": [each.to_dict() for each in self.metrics],
+            "floor": [each.to_dict() for each in self.floor],
+            "classes": {name: [each.to_dict() for each in found] for name, found in self.classes.items()},
+            "copying": None if self.copying is None else self.copying.to_dict(),
+            "closest": self.closest,
+            "notes": self.notes,
+        }
+
+
+class Reference:
+    """Real images, looked at through one extractor: what made images are measured against, as often as one likes."""
+
+    def __init__(self, data: Path, extractor: str, device: torch.device) -> None:
+        """Raises DiffkitError for an unknown extractor or missing weights, and for images that cannot be read."""
+        from diffkit.measure.images import open_images
+
+        self.device = device
+        self.choice, build = completed("extractors", PartChoice.model_validate(extractor))
+        self.network: nn.Module = build().to(device)
+        self.names = _names(self.network, self.choice.name)
+        self.path = data
+        self.train, self.held_out = open_images(data)
+        self._features: dict[str, Tensor] = {}
+
+    def look(self) -> Iterator[Working]:
+        """Compute the features of all real images, or take them from the cache."""
+        for part, images in self.parts.items():
+            yield from self._look(part, images, cached=True)
+
+    def features(self, part: str) -> Tensor:
+        """float32 [N, D] of "train", "holdout" or "all"; after `look`."""
+        import torch
+
+        if part == "all":
+            return torch.cat([self._features[each] for each in self.parts])
+        return self._features[part]
+
+    def labels(self, part: str) -> list[str | None] | None:
+        """A class name (or None) for each image of that part; None for a set without classes."""
+        chosen = [images for each, images in self.parts.items() if part in ("all", each)]
+        if any(images.labels is None for images in chosen):
+            return None
+        return [label for images in chosen for label in images.labels or ()]
+
+    def check_part(self, part: str) -> None:
+        """Raises DiffkitError if nothing was held out and that is what is asked for."""
+        if part == "holdout" and self.held_out is None:
+            raise DiffkitError(
+                f"{self.path} has no held-out images.",
+                "Compare with --against train, or prepare the images again with --holdout 5%.",
+                code=ExitCode.DATA,
+            )
+
+    def check_fits(self, model: Model) -> None:
+        """Raises DiffkitError unless the model's images can be compared with these."""
+        from diffkit.measure.images import check_shapes
+
+        spec = model.spec
+        check_shapes("the model", (spec.height, spec.width, spec.channels), str(self.path), self.train.shape)
+        unknown = sorted({*(self.labels("all") or ())} - {None, *spec.classes}, key=str)
+        if spec.classes and unknown:
+            raise DiffkitError(
+                f"{self.path} has a class '{unknown[0]}' that the model does not know.",
+                f"It knows: {', '.join(spec.classes)}.",
+                code=ExitCode.DATA,
+            )
+
+    @property
+    def parts(self) -> Mapping[str, ImageSet]:
+        """The sets there are."""
+        return {"train": self.train} | ({"holdout": self.held_out} if self.held_out else {})
+
+    def look_at(self, images: ImageSet) -> Iterator[Working | Tensor]:
+        """The features of other images, yielded last."""
+        yield from self._look("made", images, cached=False)
+        yield self._features.pop("made")
+
+    def _look(self, part: str, images: ImageSet, *, cached: bool) -> Iterator[Working]:
+        import torch
+
+        from diffkit.measure.features import cached_features, features
+
+        what = {"train": "Real images", "holdout": "Held-out images"}.get(part, "Made images")
+        batches = features(images, self.network, self.device)
+        if cached:
+            batches = cached_features(images, str(self.choice), self.network, self.device)
+        pieces: list[Tensor] = []
+        done = 0
+        for piece in batches:
+            pieces.append(piece)
+            done += len(piece)
+            yield Working(what, done, images.count)
+        self._features[part] = torch.cat(pieces)
+
+
+def is_model(path: Path) -> bool:
+    """Whether this is a run or a model, not a folder of images."""
+    return path.is_file() or RunDir(path).exists or RunDir(path).model.exists()
+
+
+def own_data(model: Model, path: Path) -> Path:
+    """Where the data lie that the model was trained on. Raises DiffkitError if they are gone."""
+    data = Path(model.settings.data.path)
+    if not (data / "dataset.json").exists():
+        raise DiffkitError(
+            f"The data that {path} was trained on are no longer at {data}.",
+            "Name them: --data DATA.",
+            code=ExitCode.DATA,
+        )
+    return data
+
+
+def evaluate(
+    reference: Reference, images: ImageSet, against: str = "all", *, per_class: bool = False
+) -> Iterator[Working | Evaluation]:
+    """Measure made images against real ones; the Evaluation is yielded last.
+
+    Raises DiffkitError for images of another size or mode, too few images, or labels that do not match.
+    """
+    from diffkit.measure.images import check_shapes
+    from diffkit.measure.scores import check_count, floor, scores
+
+    reference.check_part(against)
+    check_shapes(images.path, images.shape, str(reference.path), reference.train.shape)
+    check_count(images.count, "made")
+    yield from reference.look()
+    real = reference.features(against)
+    found: Tensor | None = None
+    for event in reference.look_at(images):
+        if isinstance(event, Working):
+            yield event
+        else:
+            found = event
+    assert found is not None
+    result = Evaluation(
+        extractor=str(reference.choice),
+        reference={"path": str(reference.path), "part": against, "images": len(real)},
+        samples=images.count,
+    )
+    for number, estimate in enumerate(scores(real, found, reference.names)):
+        if estimate is None:
+            yield Working("Intervals", number, 20)
+        else:
+            result.metrics.append(estimate)
+    result.floor = floor(real, len(found), reference.names)
+    if per_class:
+        result.classes = _by_class(reference, against, real, images, found, result.notes)
+    yield Working("Neighbours", 0, 1)
+    _look_for_copies(reference, images, found, result)
+    yield result
+
+
+def _by_class(
+    reference: Reference, against: str, real: Tensor, images: ImageSet, found: Tensor, notes: list[str]
+) -> dict[str, list[Estimate]]:
+    from diffkit.measure.images import places
+    from diffkit.measure.scores import LEAST, scores
+
+    labels = reference.labels(against)
+    if labels is None or images.labels is None:
+        which = reference.path if labels is None else images.path
+        raise DiffkitError(f"{which} has no classes: there is nothing to measure class by class.", "Leave --per-class.")
+    unknown = sorted(set(images.labels) - set(labels) - {None}, key=str)
+    if unknown:
+        known = ", ".join(sorted({label for label in labels if label is not None}))
+        raise DiffkitError(
+            f"The made images have a class '{unknown[0]}' that the real ones have not.",
+            f"The real ones have: {known}.",
+            code=ExitCode.DATA,
+        )
+    result = {}
+    for name in sorted({label for label in labels if label is not None}):
+        one, other = real[places(labels, name)], found[places(images.labels, name)]
+        if min(len(one), len(other)) < LEAST:
+            notes.append(f"{name}: {len(one)} real and {len(other)} made images are too few to measure.")
+        else:
+            result[name] = [each for each in scores(one, other, reference.names) if each is not None]
+    return result
+
+
+def _look_for_copies(reference: Reference, images: ImageSet, found: Tensor, result: Evaluation) -> None:
+    import numpy as np
+
+    from diffkit.measure.copying import copying, neighbours
+    from diffkit.measure.nearest import COLUMNS, chosen, nearest_picture
+
+    train = reference.features("train")
+    near = neighbours(found, train)
+    held_out = neighbours(reference.features("holdout"), train) if reference.held_out else None
+    result.copying = copying(near, neighbours(train, train, skip_self=True), held_out)
+    rows = chosen(near)
+    columns = near.indices[rows, :COLUMNS].numpy()
+    distances = near.distances[rows, :COLUMNS].tolist()
+    flagged = (near.ratio[rows] < result.copying.threshold).tolist()
+    pictures = np.stack([reference.train.read(each) for each in columns])
+    result.picture = nearest_picture(images.read(np.array(rows)), pictures, distances, flagged)
+    result.closest = [
+        {
+            "sample": images.name(row),
+            "nearest": reference.train.name(int(near.indices[row, 0])),
+            "distance": round(float(near.distances[row, 0]), 4),
+            "ratio": round(float(near.ratio[row]), 4),
+        }
+        for row in rows
+    ]
+
+
+def sampled(model: Model, plan: Plan, count: int, labels: list[str | None] | None) -> Iterator[Working | ImageSet]:
+    """`count` new images by the model, kept in a file that vanishes; the set is yielded last.
+
+    `labels`: the classes of real images, in whose proportions the samples' classes are taken.
+    """
+    import numpy as np
+
+    from diffkit.measure.images import made
+
+    spec = model.spec
+    classes = _proportional(labels, count) if spec.classes and labels else None
+    codes = None if classes is None else [-1 if c is None else spec.classes.index(c) for c in classes]
+    shape = (count, spec.height, spec.width, spec.channels)
+    with tempfile.TemporaryFile() as file:
+        pixels = np.memmap(file, np.uint8, "w+", shape=shape)
+    for batch in model.generate(plan, range(count), codes):
+        pixels[batch.indices] = batch.pixels
+        yield Working("Sampling", batch.indices[-1] + 1, count)
+    yield made(pixels, classes, "the samples")
+
+
+def _proportional(labels: Sequence[str | None], count: int) -> list[str | None]:
+    """`count` labels that are distributed as these, spread evenly."""
+    ordered = sorted(labels, key=lambda label: label or "")
+    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
+
+
+def _names(network: nn.Module, name: str) -> Names:
+    from diffkit.measure.scores import Names
+
+    return Names(*getattr(network, "distance_names", (f"FD-{name}", f"KD-{name}")))
