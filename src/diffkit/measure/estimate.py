@@ -39,7 +39,7 @@ def share(name: str, hits: float, count: int, note: str = "") -> Estimate:
 
 
 def student95(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t (Fisher and Cornish 1960); within 1e-3 from 6 degrees of freedom on."""
+    """The 97.5 % quantile of Student's t (Fisher and Cornish 1960); within 0.002 from 6 degrees of freedom on."""
     z, v = Z95, degrees
     terms = (
         z,
