@@ -214,8 +214,7 @@ def test_few_images_get_a_raw_distance_that_says_so_and_many_a_corrected_one() -
     generator = torch.Generator().manual_seed(2)
     few = [each for each in scores(a.draw(30, generator), b.draw(50, generator), Names("FD-x", "KD-x")) if each]
     assert [each.name for each in few] == ["FD-x", "KD-x", "precision", "recall", "density", "coverage"]
-    assert "30 images each" in few[0].note
-    assert "40 are needed" in few[0].note
+    assert few[0].note == "at 30 of each, biased"
     assert few[0].low is None
     many = [each for each in scores(a.draw(400, generator), b.draw(400, generator), Names("FD-x", "KD-x")) if each]
     raw, corrected = many[0], many[1]
@@ -227,7 +226,7 @@ def test_few_images_get_a_raw_distance_that_says_so_and_many_a_corrected_one() -
 def test_the_floor_is_what_real_images_get_among_themselves() -> None:
     real = gaussians(8, 0, 1)[0].draw(400, torch.Generator().manual_seed(4))
     found = {each.name: each for each in floor(real, 1000, Names("FD-x", "KD-x"))}
-    assert "200 images each" in found["FD-x"].note
+    assert found["FD-x"].note == "at 200 of each"
     assert found["FD-x"].value < 0.5
     assert found["KD-x"].low < 0 < found["KD-x"].high  # type: ignore[operator]
     assert floor(real[:30], 1000, Names("FD-x", "KD-x")) == []

@@ -152,16 +152,20 @@ def _show(result: Evaluation, picture: Path | None) -> None:
     )
     floor = {each.name: each for each in result.floor}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("figure", "left"), ("value", "right"), ("95 % interval", "right"), ("real/real", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("figure", no_wrap=True)
+    for name in ("value", "95 % interval", "real/real"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", style="dim")
-    for each in result.metrics:
-        real = floor.get(each.name)
-        table.add_row(each.name, _figure(each.value), _interval(each), _figure(real.value) if real else "", each.note)
-    for label, found in result.classes.items():
-        table.add_section()
+    groups = {"": result.metrics, **result.classes}
+    for label, found in groups.items():
+        if label:
+            table.add_section()
+            table.add_row(f"[bold]{plain(label)}[/]")
         for each in found:
-            table.add_row(plain(f"{label}  {each.name}"), _figure(each.value), _interval(each), "", each.note)
+            real = floor.get(each.name) if not label else None
+            table.add_row(
+                each.name, _figure(each.value), _interval(each), _figure(real.value) if real else "", each.note
+            )
     out.print(table)
     for note in result.notes:
         say(f"[yellow]{plain(note)}[/]")

@@ -182,7 +182,7 @@ def evaluate(
     Raises DiffkitError for images of another size or mode, too few images, or labels that do not match.
     """
     from diffkit.measure.images import check_shapes
-    from diffkit.measure.scores import check_count, floor, scores
+    from diffkit.measure.scores import caution, check_count, floor, scores
 
     reference.check_part(against)
     check_shapes(images.path, images.shape, str(reference.path), reference.train.shape)
@@ -206,6 +206,7 @@ def evaluate(
             yield Working("Intervals", number, 20)
         else:
             result.metrics.append(estimate)
+    result.notes += [text for text in [caution(real, found, reference.names)] if text]
     result.floor = floor(real, len(found), reference.names)
     if per_class:
         result.classes = _by_class(reference, against, real, images, found, result.notes)

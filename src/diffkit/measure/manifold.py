@@ -59,7 +59,7 @@ def fidelity(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> list[E
         covered += int(within.any(1).sum())
         reached += int((distances < made_reach).any(1).sum())
     inside = held / neighbours
-    note = f"at {len(real):,} real and {len(made):,} made"
+    note = f"at {len(made):,} of each" if len(real) == len(made) else f"at {len(real):,} real, {len(made):,} made"
     error = float(inside.std()) / math.sqrt(len(made))
     return [
         share("precision", int((held > 0).sum()), len(made), note),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -63,6 +63,17 @@ def check_count(count: int, what: str) -> None:
         )
 
 
+def caution(real: Tensor, made: Tensor, names: Names) -> str:
+    """What to keep in mind about the Frechet distance at these numbers; empty if it could be corrected."""
+    if enough(real, made):
+        return ""
+    needed = LEAST_PER_DIMENSION * real.shape[1]
+    return (
+        f"{names.frechet} grows as images get fewer: compare it with values at the same number only. "
+        f"Correcting it takes {needed:,} images of each."
+    )
+
+
 def at_most(features: Tensor, count: int) -> Tensor:
     """`count` rows, spread over all."""
     return features if len(features) <= count else features[torch.from_numpy(spread(len(features), count))]
@@ -70,9 +81,5 @@ def at_most(features: Tensor, count: int) -> Tensor:
 
 def _raw(names: Names, real: Tensor, made: Tensor) -> Estimate:
     """The published form of the Frechet distance, which means something at its own number of images only."""
-    note = f"at {len(real):,} images each"
-    if not enough(real, made):
-        note += (
-            f"; biased: compare at this number only, {LEAST_PER_DIMENSION * real.shape[1]:,} are needed to correct it"
-        )
-    return replace(Estimate(names.frechet, frechet(made, real)), note=note)
+    note = f"at {len(real):,} of each" + ("" if enough(real, made) else ", biased")
+    return Estimate(names.frechet, frechet(made, real), note=note)
