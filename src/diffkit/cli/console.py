@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from diffkit import durable
 from diffkit.errors import DiffkitError, did_you_mean
+
+if TYPE_CHECKING:
+    from diffkit.compose.evaluation import Working
+
+Result = TypeVar("Result")
 
 err = Console(stderr=True, soft_wrap=True)
 out = Console(soft_wrap=True)
@@ -66,12 +71,25 @@ def progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("images"),
         TimeRemainingColumn(),
         console=err,
         transient=True,
         disable=not err.is_terminal,
     )
+
+
+def drawn(work: Generator[Working, None, Result]) -> Result:
+    """Show work as it goes on, a bar for each kind of it; returns what it was for."""
+    with progress() as bar:
+        tasks: dict[str, TaskID] = {}
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if event.what not in tasks:
+                tasks[event.what] = bar.add_task(event.what, total=event.total)
+            bar.update(tasks[event.what], completed=event.done, total=event.total)
 
 
 def count_text(count: int, noun: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,9 +52,9 @@ def evaluate(
     Frechet distance, KID, precision, recall, density and coverage, beside what real images get among themselves.
     A run's figures are also kept in its folder.
     """
-    from diffkit.cli.console import chosen_among, print_json, require_vacant
+    from diffkit.cli.console import chosen_among, drawn, print_json, require_vacant
     from diffkit.compose import load_model
-    from diffkit.compose.evaluation import AGAINST, SAMPLES, Evaluation, Reference, is_model, own_data, sampled
+    from diffkit.compose.evaluation import AGAINST, SAMPLES, Reference, is_model, own_data, sampled
     from diffkit.compose.evaluation import evaluate as measured
     from diffkit.engine.devices import choose_device
     from diffkit.measure.images import open_images
@@ -72,14 +71,14 @@ def evaluate(
         reference.check_part(against)
         reference.check_fits(model)
         wanted = count or min(SAMPLES, max(reference.train.count, 100))
-        images = _drawn(sampled(model, plan, wanted, reference.labels(against)))
+        made = drawn(sampled(model, plan, wanted, reference.labels(against)))
+        images = made.images
         how = {**plan.names, "guidance": plan.guidance, "seed": seed, "raw": raw, "model": model.sha256}
-        how["images_seen"] = model.images_seen
+        how |= {"images_seen": model.images_seen, "network_calls": made.calls, "seconds": round(made.seconds, 3)}
     else:
         reference = Reference(_named(data), extractor, choose_device(device))
         images, _ = open_images(target)
-    result = _drawn(measured(reference, images, against, per_class=per_class))
-    assert isinstance(result, Evaluation)
+    result = drawn(measured(reference, images, against, per_class=per_class))
     run = RunDir(target) if target.is_dir() and RunDir(target).exists else None
     picture = _keep(result, how, run, out)
     if as_json:
@@ -94,24 +93,6 @@ def _named(data: Path | None) -> Path:
     if data is None:
         raise DiffkitError("A folder of images is compared with real images.", "Name them: --data DATA_OR_FOLDER.")
     return data
-
-
-def _drawn(events: Iterator[Any]) -> Any:
-    """Show the work; returns what it was for, which comes last."""
-    from diffkit.cli.console import progress
-    from diffkit.compose.evaluation import Working
-
-    last: Any = None
-    with progress() as bar:
-        tasks: dict[str, Any] = {}
-        for event in events:
-            if isinstance(event, Working):
-                if event.what not in tasks:
-                    tasks[event.what] = bar.add_task(event.what, total=event.total)
-                bar.update(tasks[event.what], completed=event.done)
-            else:
-                last = event
-    return last
 
 
 def _keep(result: Evaluation, how: dict[str, Any], run: Any, out: Path | None) -> Path | None:

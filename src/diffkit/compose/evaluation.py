@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -134,10 +135,10 @@ class Reference:
         """The sets there are."""
         return {"train": self.train} | ({"holdout": self.held_out} if self.held_out else {})
 
-    def look_at(self, images: ImageSet) -> Iterator[Working | Tensor]:
-        """The features of other images, yielded last."""
+    def look_at(self, images: ImageSet) -> Generator[Working, None, Tensor]:
+        """Returns the features of other images."""
         yield from self._look("made", images, cached=False)
-        yield self._features.pop("made")
+        return self._features.pop("made")
 
     def _look(self, part: str, images: ImageSet, *, cached: bool) -> Iterator[Working]:
         import torch
@@ -176,8 +177,8 @@ def own_data(model: Model, path: Path) -> Path:
 
 def evaluate(
     reference: Reference, images: ImageSet, against: str = "all", *, per_class: bool = False
-) -> Iterator[Working | Evaluation]:
-    """Measure made images against real ones; the Evaluation is yielded last.
+) -> Generator[Working, None, Evaluation]:
+    """Measure made images against real ones, yielding progress; returns the Evaluation.
 
     Raises DiffkitError for images of another size or mode, too few images, or labels that do not match.
     """
@@ -189,13 +190,7 @@ def evaluate(
     check_count(images.count, "made")
     yield from reference.look()
     real = reference.features(against)
-    found: Tensor | None = None
-    for event in reference.look_at(images):
-        if isinstance(event, Working):
-            yield event
-        else:
-            found = event
-    assert found is not None
+    found = yield from reference.look_at(images)
     result = Evaluation(
         extractor=str(reference.choice),
         reference={"path": str(reference.path), "part": against, "images": len(real)},
@@ -212,7 +207,7 @@ def evaluate(
         result.classes = _by_class(reference, against, real, images, found, result.notes)
     yield Working("Neighbours", 0, 1)
     _look_for_copies(reference, images, found, result)
-    yield result
+    return result
 
 
 def _by_class(
@@ -270,8 +265,19 @@ def _look_for_copies(reference: Reference, images: ImageSet, found: Tensor, resu
     ]
 
 
-def sampled(model: Model, plan: Plan, count: int, labels: list[str | None] | None) -> Iterator[Working | ImageSet]:
-    """`count` new images by the model, kept in a file that vanishes; the set is yielded last.
+@dataclass(frozen=True)
+class Sampled:
+    """New images, the network calls that each took, and the seconds that all took."""
+
+    images: ImageSet
+    calls: int
+    seconds: float
+
+
+def sampled(
+    model: Model, plan: Plan, count: int, labels: Sequence[str | None] | None
+) -> Generator[Working, None, Sampled]:
+    """Make `count` images, kept in a file that vanishes; yields progress.
 
     `labels`: the classes of real images, in whose proportions the samples' classes are taken.
     """
@@ -282,13 +288,14 @@ def sampled(model: Model, plan: Plan, count: int, labels: list[str | None] | Non
     spec = model.spec
     classes = _proportional(labels, count) if spec.classes and labels else None
     codes = None if classes is None else [-1 if c is None else spec.classes.index(c) for c in classes]
-    shape = (count, spec.height, spec.width, spec.channels)
     with tempfile.TemporaryFile() as file:
-        pixels = np.memmap(file, np.uint8, "w+", shape=shape)
+        pixels = np.memmap(file, np.uint8, "w+", shape=(count, spec.height, spec.width, spec.channels))
+    calls, begun = 0, time.perf_counter()
     for batch in model.generate(plan, range(count), codes):
         pixels[batch.indices] = batch.pixels
+        calls = batch.calls
         yield Working("Sampling", batch.indices[-1] + 1, count)
-    yield made(pixels, classes, "the samples")
+    return Sampled(made(pixels, classes, "the samples"), calls, time.perf_counter() - begun)
 
 
 def _proportional(labels: Sequence[str | None], count: int) -> list[str | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffkit.core.random import permutation
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.measure.estimate import Estimate
 from diffkit.measure.frechet import LEAST_PER_DIMENSION, enough, frechet, frechet_interval
@@ -43,14 +44,38 @@ def scores(real: Tensor, made: Tensor, names: Names) -> Iterator[Estimate | None
         yield from fidelity(few_real, few_made)
 
 
-def floor(real: Tensor, count: int, names: Names) -> list[Estimate]:
-    """What a perfect model would get: the distances of two parts of the real data, of `count` images or half of all."""
+METRICS = ("kid", "frechet")
+
+
+def score(metric: str, real: Tensor, made: Tensor, names: Names) -> Estimate:
+    """One distance only: "kid", comparable at any number of images, or "frechet", at equal numbers."""
+    check_count(len(made), "made")
+    if metric == "kid":
+        return kernel_distance(names.kernel, real, made)
+    equal = min(len(real), len(made))
+    few_real, few_made = at_most(real, equal), at_most(made, equal)
+    if enough(few_real, few_made):
+        *_, corrected = frechet_interval(f"{names.frechet} corrected", few_real, few_made)
+        assert corrected is not None
+        return corrected
+    return _raw(names, few_real, few_made)
+
+
+def halves(real: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
+    """Two parts of the real features, of `count` rows or half of all; None if that is too few."""
     half = min(count, len(real) // 2)
     if half < LEAST:
+        return None
+    shuffled = real[permutation(0, 0, len(real))]
+    return shuffled[:half], shuffled[half : 2 * half]
+
+
+def floor(real: Tensor, count: int, names: Names) -> list[Estimate]:
+    """What a perfect model would get: the distances of two parts of the real data, of `count` images or half of all."""
+    parts = halves(real, count)
+    if parts is None:
         return []
-    shuffled = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
-    one, other = shuffled[:half], shuffled[half : 2 * half]
-    return [_raw(names, one, other), kernel_distance(names.kernel, one, other), *fidelity(one, other)]
+    return [_raw(names, *parts), kernel_distance(names.kernel, *parts), *fidelity(*parts)]
 
 
 def check_count(count: int, what: str) -> None:
