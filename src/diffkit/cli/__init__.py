@@ -47,6 +47,7 @@ def options(
 
 
 def _add_commands() -> None:
+    from diffkit.cli.compare import compare
     from diffkit.cli.demo import demo
     from diffkit.cli.evaluate import evaluate
     from diffkit.cli.plugins import plugins
@@ -59,6 +60,7 @@ def _add_commands() -> None:
     app.command()(train)
     app.command()(sample)
     app.command()(evaluate)
+    app.command()(compare)
     app.command()(show)
     app.add_typer(plugins, name="plugins")
     app.command()(demo)

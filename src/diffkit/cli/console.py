@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 from collections.abc import Generator, Sequence
@@ -18,6 +19,7 @@ from diffkit.errors import DiffkitError, did_you_mean
 
 if TYPE_CHECKING:
     from diffkit.compose.evaluation import Working
+    from diffkit.measure.estimate import Estimate
 
 Result = TypeVar("Result")
 
@@ -90,6 +92,21 @@ def drawn(work: Generator[Working, None, Result]) -> Result:
             if event.what not in tasks:
                 tasks[event.what] = bar.add_task(event.what, total=event.total)
             bar.update(tasks[event.what], completed=event.done, total=event.total)
+
+
+def figure(value: float) -> str:
+    """Four significant digits, never in powers of ten."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    digits = 3 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, min(digits, 6))}f}"
+
+
+def interval(of: Estimate, *, percent: bool = False) -> str:
+    """ "0.012 to 0.034"; empty where there is none."""
+    if of.low is None or of.high is None:
+        return ""
+    return f"{of.low:.1%} to {of.high:.1%}" if percent else f"{figure(of.low)} to {figure(of.high)}"
 
 
 def count_text(count: int, noun: str) -> str:

@@ -9,7 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from diffkit.compose.evaluation import Evaluation
-    from diffkit.measure.estimate import Estimate
 
 PART = "NAME[:KEY=VALUE,...]"
 WHAT, HOW, MACHINE = "What is compared", "How a model samples", "Machine"
@@ -124,7 +123,7 @@ def _keep(result: Evaluation, how: dict[str, Any], run: Any, out: Path | None) -
 def _show(result: Evaluation, picture: Path | None) -> None:
     from rich.table import Table
 
-    from diffkit.cli.console import out, plain, say
+    from diffkit.cli.console import figure, interval, out, plain, say
 
     reference = result.reference
     say(
@@ -144,9 +143,7 @@ def _show(result: Evaluation, picture: Path | None) -> None:
             table.add_row(f"[bold]{plain(label)}[/]")
         for each in found:
             real = floor.get(each.name) if not label else None
-            table.add_row(
-                each.name, _figure(each.value), _interval(each), _figure(real.value) if real else "", each.note
-            )
+            table.add_row(each.name, figure(each.value), interval(each), figure(real.value) if real else "", each.note)
     out.print(table)
     for note in result.notes:
         say(f"[yellow]{plain(note)}[/]")
@@ -156,23 +153,13 @@ def _show(result: Evaluation, picture: Path | None) -> None:
 
 
 def _show_copying(result: Evaluation) -> None:
-    from diffkit.cli.console import say
+    from diffkit.cli.console import interval, say
 
     copying = result.copying
     if copying is None:
         return
-    text = f"Copies: {copying.rate.value:.1%} of the images {_interval(copying.rate, percent=True)} are as near to a"
+    text = f"Copies: {copying.rate.value:.1%} of the images {interval(copying.rate, percent=True)} are as near to a"
     text += " training image as hardly two training images are"
     if copying.baseline is not None:
-        text += f"; of held-out real images {copying.baseline.value:.1%} {_interval(copying.baseline, percent=True)}"
+        text += f"; of held-out real images {copying.baseline.value:.1%} {interval(copying.baseline, percent=True)}"
     say(f"[bold red]{text}. The model repeats what it was trained on.[/]" if copying.alarm else f"{text}.")
-
-
-def _figure(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _interval(of: Estimate, *, percent: bool = False) -> str:
-    if of.low is None or of.high is None:
-        return ""
-    return f"\\[{of.low:.1%}, {of.high:.1%}]" if percent else f"{_figure(of.low)} to {_figure(of.high)}"
