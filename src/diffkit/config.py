@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+EmaLength = Annotated[float, Field(gt=0, le=0.288)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -107,6 +108,8 @@ class TrainSettings(_Section):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_half_life: float = Field(500_000, gt=0, description="images")
+    ema_snapshots: int = Field(0, ge=0, le=1000, description="kept for averages of any length after training; 0 = none")
+    ema_lengths: list[EmaLength] = Field([0.05, 0.1], min_length=1, description="relative lengths of what they hold")
     seed: int = Field(0, ge=0, lt=2**63)
     precision: Precision = "auto"
     init: str = Field("", description="the model that training started from")

@@ -48,12 +48,22 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def snapshots(self) -> Path:
+        """Averages of the weights along the way, for `diffkit ema`."""
+        return self.path / "snapshots"
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples"
 
     @property
     def model(self) -> Path:
         return self.path / "model.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The model with the lowest held-out loss so far."""
+        return self.path / "best.safetensors"
 
     @property
     def lock(self) -> Path:
@@ -89,7 +99,7 @@ class RunDir:
 
     def tidy(self) -> None:
         """Remove what a start that was killed left half-written; for the run's writer only."""
-        for folder in (self.path, self.checkpoints, self.samples):
+        for folder in (self.path, self.checkpoints, self.samples, self.snapshots):
             durable.sweep(folder)
 
     def add_metrics(self, record: dict[str, Any]) -> None:

@@ -49,6 +49,7 @@ def options(
 def _add_commands() -> None:
     from diffkit.cli.compare import compare
     from diffkit.cli.demo import demo
+    from diffkit.cli.ema import ema
     from diffkit.cli.evaluate import evaluate
     from diffkit.cli.plugins import plugins
     from diffkit.cli.prepare import prepare
@@ -61,6 +62,7 @@ def _add_commands() -> None:
     app.command()(sample)
     app.command()(evaluate)
     app.command()(compare)
+    app.command()(ema)
     app.command()(show)
     app.add_typer(plugins, name="plugins")
     app.command()(demo)

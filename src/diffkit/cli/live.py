@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -55,15 +55,21 @@ class Stopper:
 def draw(training: Training, cadence: Cadence, stopper: Stopper) -> Ended:
     """Run the training and show it; if whoever reads the display goes away, train on unseen."""
     from diffkit.engine.session import Ended
+    from diffkit.engine.train import Progress as Step
 
     report_every = 1 if training.device.type == "cpu" else max(1, 2048 // training.recipe.batch_size)
     events = training.start(cadence, report_every=report_every, should_stop=stopper)
     display = _on_terminal if err.is_terminal else _in_lines
     ended: Ended | None = None
-    with display(training, cadence) as show:
+    figures = _Figures(training, cadence)
+    with display(cadence, figures) as show:
         for event in events:
             with suppress(BrokenPipeError):
-                show(event)
+                if line := _event_line(event):
+                    say(line)
+                if isinstance(event, Step) and event.loss is not None:
+                    figures.add(event)
+                    show(event)
             if isinstance(event, Ended):
                 ended = event
     assert ended is not None
@@ -95,9 +101,9 @@ class _Figures:
         return (self.cadence.until_images - seen) / self.speed
 
     def text(self, seen: int) -> dict[str, Any]:
-        remaining = self.remaining(seen)
         from diffkit.engine.devices import memory_used
 
+        remaining = self.remaining(seen)
         memory = memory_used(self.training.device)
         speed = f"{self.speed:.1f}" if self.speed < 10 else f"{self.speed:,.0f}"
         return {
@@ -111,19 +117,20 @@ class _Figures:
 
 def _event_line(event: Event) -> str | None:
     from diffkit.engine.session import Previewed, Saved
+    from diffkit.engine.validate import Validated
 
     if isinstance(event, Saved):
         return f"  saved at {event.images_seen:,} images ({event.seconds:.1f} s)"
     if isinstance(event, Previewed):
         return f"  samples at {event.images_seen:,} images: {plain(str(event.path))}"
+    if isinstance(event, Validated):
+        losses = f"held-out loss {event.holdout_loss:.4f}, training {event.training_loss:.4f}, gap {event.gap:+.1%}"
+        return f"  {losses} at {event.images_seen:,} images"
     return None
 
 
 @contextmanager
-def _on_terminal(training: Training, cadence: Cadence) -> Iterator[Any]:
-    from diffkit.engine.train import Progress as Step
-
-    figures = _Figures(training, cadence)
+def _on_terminal(cadence: Cadence, figures: _Figures) -> Iterator[Callable[[Step], None]]:
     total = cadence.until_images
     columns = ["{task.fields[count]}", "{task.fields[loss]}", "{task.fields[speed]}"]
     columns += ["{task.fields[wait]}", "{task.fields[memory]}", "{task.fields[eta]}"]
@@ -139,15 +146,9 @@ def _on_terminal(training: Training, cadence: Cadence) -> Iterator[Any]:
     with bar:
         task = bar.add_task("", total=total or cadence.seconds, **start)
 
-        def show(event: Event) -> None:
-            line = _event_line(event)
-            if line:
-                bar.console.print(line, highlight=False)
-            if not isinstance(event, Step) or event.loss is None:
-                return
-            figures.add(event)
-            seen = event.images_seen
-            count = f"{seen:,} / {total:,} images, step {event.step:,}" if total else f"{seen:,} images"
+        def show(step: Step) -> None:
+            seen = step.images_seen
+            count = f"{seen:,} / {total:,} images, step {step.step:,}" if total else f"{seen:,} images"
             done = seen if total else time.monotonic() - figures.begun
             bar.update(task, completed=done, count=count, **figures.text(seen))
 
@@ -155,24 +156,15 @@ def _on_terminal(training: Training, cadence: Cadence) -> Iterator[Any]:
 
 
 @contextmanager
-def _in_lines(training: Training, cadence: Cadence) -> Iterator[Any]:
-    from diffkit.engine.train import Progress as Step
-
-    figures = _Figures(training, cadence)
+def _in_lines(cadence: Cadence, figures: _Figures) -> Iterator[Callable[[Step], None]]:
     last = 0.0
 
-    def show(event: Event) -> None:
+    def show(step: Step) -> None:
         nonlocal last
-        line = _event_line(event)
-        if line:
-            say(line)
-        if not isinstance(event, Step) or event.loss is None:
-            return
-        figures.add(event)
         if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
             total = f" / {cadence.until_images:,}" if cadence.until_images else ""
-            parts = [part for part in figures.text(event.images_seen).values() if part]
-            say(f"  {event.images_seen:,}{total} images  " + "  ".join(parts))
+            parts = [part for part in figures.text(step.images_seen).values() if part]
+            say(f"  {step.images_seen:,}{total} images  " + "  ".join(parts))
 
     yield show

@@ -35,6 +35,16 @@ def train(
         int | None,
         typer.Option(min=0, metavar="IMAGES", help="Images between sample grids; 0 = none.", rich_help_panel=LENGTH),
     ] = None,
+    validate_every: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="IMAGES", help="Images between looks at held-out ones; 0 = none.", rich_help_panel=LENGTH
+        ),
+    ] = 5_000,
+    stop_when: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", help="Also stop when memorizing, or at a plateau.", rich_help_panel=LENGTH),
+    ] = None,
     save_every: Annotated[
         str, typer.Option(metavar="DURATION", help="Time between checkpoints.", rich_help_panel=LENGTH)
     ] = "10m",
@@ -60,6 +70,10 @@ def train(
         int | None, typer.Option(min=1, help="Images per pass; gradients add up.", rich_help_panel=MACHINE)
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=MODEL)] = None,
+    ema_snapshots: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Keep N snapshots for diffkit ema; 0 = none.", rich_help_panel=MODEL),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, rich_help_panel=MODEL)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = None,
@@ -92,6 +106,7 @@ def train(
         "train.batch_size": batch_size,
         "train.micro_batch": micro_batch,
         "train.lr": lr,
+        "train.ema_snapshots": ema_snapshots,
         "train.seed": seed,
         "train.precision": precision,
         "train.init": init,
@@ -102,10 +117,28 @@ def train(
     for assignment in settings or []:
         set_from_text(given, assignment)
     put(given, "data.path", str(data))
-    save_seconds, seconds = duration(save_every), duration(time) if time else None
+    length = {"steps": steps, "epochs": epochs, "seconds": duration(time) if time else None}
     store = Store.open(data)
+    _check_rule(stop_when, validate_every, store)
     run = _run_dir(out, data, given, store)
-    _train(given, store, run, device, steps, epochs, seconds, preview_every, save_seconds)
+    _train(given, store, run, device, length, preview_every, duration(save_every), validate_every, stop_when)
+
+
+def _check_rule(rule: str | None, validate_every: int, store: Store) -> None:
+    from diffkit.cli.console import chosen_among
+    from diffkit.errors import DiffkitError, ExitCode
+
+    if rule is None:
+        return
+    chosen_among("--stop-when", rule, ["memorizing", "plateau"])
+    if not store.holdout_count:
+        raise DiffkitError(
+            f"--stop-when {rule} looks at held-out images, and {store.path} has none.",
+            "Prepare the images again with --holdout 5%.",
+            code=ExitCode.DATA,
+        )
+    if not validate_every:
+        raise DiffkitError(f"--stop-when {rule} looks at held-out images.", "Leave --validate-every 0 out.")
 
 
 def _train(
@@ -113,11 +146,11 @@ def _train(
     store: Store,
     run: RunDir,
     device: str,
-    steps: int | None,
-    epochs: float | None,
-    seconds: float | None,
+    length: dict[str, Any],
     preview_every: int | None,
     save_seconds: float,
+    validate_every: int,
+    stop_when: Any,
 ) -> None:
     from diffkit.cli.console import next_command, plain, say
     from diffkit.cli.live import Stopper, draw
@@ -137,9 +170,17 @@ def _train(
             stack.enter_context(run.locked())
             training.create()
         batch = training.recipe.batch_size
-        until = _until(steps, epochs, seconds, batch, store)
+        until = _until(**length, batch=batch, store=store)
         every = preview_every if preview_every is not None else _preview_every(until, batch)
-        cadence = Cadence(until, seconds, every, save_seconds)
+        cadence = Cadence(
+            until_images=until,
+            seconds=length["seconds"],
+            preview_every=every,
+            save_seconds=save_seconds,
+            validate_every=validate_every if store.holdout_count else 0,
+            snapshot_every=training.snapshot_every(until),
+            stop_when=stop_when,
+        )
         seen = training.state.images_seen
         _introduce(training, cadence)
         if until is not None and seen >= until:
@@ -148,13 +189,37 @@ def _train(
             say("Ask for more with --steps, --epochs or --time.")
             next_command(f"diffkit sample {run.path}")
             return
+        if stop_when and training.over(stop_when, training.history()):
+            training.complete()
+            _say_why(stop_when, training)
+            return
         _record_session(training, cadence)
         ended = draw(training, cadence, stopper)
     if ended.reason == "stopped":
         say(f"Stopped and saved after {ended.images_seen:,} images. The same command goes on from there.")
         raise typer.Exit(int(ExitCode.RESUMABLE))
+    if ended.reason in ("memorizing", "plateau"):
+        _say_why(ended.reason, training)
+        return
     say(f"[green]Done[/] after {ended.images_seen:,} images. Model: [bold]{plain(str(run.model))}[/].")
     next_command(f"diffkit sample {run.path}")
+
+
+def _say_why(rule: str, training: Training) -> None:
+    """A stopping rule has ended the training, now or at an earlier start."""
+    from diffkit.cli.console import next_command, say
+    from diffkit.engine.stopping import best
+
+    history = training.history()
+    turn = best(history)
+    assert turn is not None
+    seen = f"[green]Stopped[/] after {history[-1].images_seen:,} images: the held-out loss"
+    if rule == "memorizing":
+        say(f"{seen} was lowest at {turn.images_seen:,} and has risen since, while the training loss still falls:")
+        say("the model begins to learn its images by heart.")
+    else:
+        say(f"{seen} no longer falls; it was lowest at {turn.images_seen:,}. Leave --stop-when out to go on.")
+    next_command(f"diffkit sample {training.run.best}")
 
 
 def _run_dir(out: Path | None, data: Path, given: dict[str, Any], store: Store) -> RunDir:
@@ -174,7 +239,7 @@ def _size(text: str | None) -> list[int] | None:
     return None if text is None else list(image_size(text))
 
 
-def _until(steps: int | None, epochs: float | None, seconds: float | None, batch: int, store: Store) -> int | None:
+def _until(steps: int | None, epochs: float | None, seconds: float | None, *, batch: int, store: Store) -> int | None:
     """Images to have seen at the end. The default: 200 passes, at least 200,000 images, at most 10 million."""
     if steps is not None:
         return steps * batch
@@ -191,7 +256,7 @@ def _preview_every(until: int | None, batch: int) -> int:
 
 
 def _introduce(training: Training, cadence: Cadence) -> None:
-    from diffkit.cli.console import plain, say
+    from diffkit.cli.console import bytes_text, plain, say
     from diffkit.engine.devices import describe
 
     settings, train = training.settings, training.settings.train
@@ -207,6 +272,9 @@ def _introduce(training: Training, cadence: Cadence) -> None:
     say(f"  scheduler  {plain(str(settings.scheduler))}   prediction  {plain(settings.prediction.name)}")
     micro = f" in pieces of {train.micro_batch}" if train.micro_batch != train.batch_size else ""
     say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}")
+    if train.ema_snapshots:
+        disk = bytes_text(train.ema_snapshots * len(train.ema_lengths) * parameters * 4)
+        say(f"  averages   {train.ema_snapshots} snapshots of {len(train.ema_lengths)}, at most {disk} on disk")
     say(f"  length     {length}")
     if 0 < training.state.images_seen < (cadence.until_images or math.inf):
         say(f"  going on from {training.state.images_seen:,} images")
@@ -216,6 +284,7 @@ def _introduce(training: Training, cadence: Cadence) -> None:
 
 def _record_session(training: Training, cadence: Cadence) -> None:
     import platform
+    import sys
     import time
 
     import torch
@@ -230,6 +299,13 @@ def _record_session(training: Training, cadence: Cadence) -> None:
             "until_images": cadence.until_images,
             "seconds": cadence.seconds,
             "preview_every": cadence.preview_every,
+            "validate_every": cadence.validate_every,
+            "stop_when": cadence.stop_when,
+            "data_images": training.store.count,
+            "data_holdout": training.store.holdout_count,
+            "data_mean": list(training.store.mean),
+            "data_std": list(training.store.std),
+            "command": ["diffkit", *sys.argv[1:]],
             "micro_batch": training.recipe.micro_batch,
             "device": str(training.device),
             "diffkit": __version__,

@@ -1,6 +1,6 @@
 """Settings -> live objects: the only place that turns names into things."""
 
-from diffkit.compose.model import Model, load_model, model_path
+from diffkit.compose.model import Model, load_model, model_of, model_path
 from diffkit.compose.settings import compatible, training_spec
 from diffkit.compose.training import Training, prepare_training
 
@@ -9,6 +9,7 @@ __all__ = [
     "Training",
     "compatible",
     "load_model",
+    "model_of",
     "model_path",
     "prepare_training",
     "training_spec",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.parts import bound, completed, denoiser_of, levels
 from diffkit.config import PartChoice, Settings, to_tables, validated
@@ -158,14 +158,22 @@ def model_path(path: str | Path) -> Path:
 
 def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto", raw: bool = False) -> Model:
     """See `diffkit.load`."""
-    import torch
-
-    from diffkit.engine.devices import choose_device
     from diffkit.engine.modelfile import read_model
-    from diffkit.engine.train import load_exactly
 
     file = model_path(path)
     tensors, header = read_model(file)
+    return model_of(_raw_weights(file) if raw else tensors, header, file, device=device, precision=precision)
+
+
+def model_of(
+    tensors: dict[str, Tensor], header: Mapping[str, Any], file: Path, *, device: str = "auto", precision: str = "auto"
+) -> Model:
+    """The model that these weights and this header describe, as they stand or would stand in `file`."""
+    import torch
+
+    from diffkit.engine.devices import choose_device
+    from diffkit.engine.train import load_exactly
+
     settings = _with_defaults(validated(header["settings"], str(file)), file)
     spec = ImageSpec.from_dict(header["spec"])
     target = choose_device(device)
@@ -174,10 +182,8 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto
         half = target.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if half else "float32"
     network = bound("backbone", settings)(spec)
-    if raw:
-        tensors = _raw_weights(file)
     load_exactly(network, tensors)
-    # On a CPU float32 convolutions are two to three times faster with the channels last.
+    # On a CPU, with the channels last: up to a fifth faster at 128 pixels, about the same at 16.
     layout = torch.channels_last if target.type == "cpu" else torch.contiguous_format
     network.to(target, memory_format=layout).eval().requires_grad_(False)
     return Model(
@@ -187,7 +193,7 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto
         denoiser=denoiser_of(network, settings, target, precision),
         device=target,
         images_seen=int(header["images_seen"]),
-        sha256=str(header["sha256"]),
+        sha256=str(header.get("sha256", "")),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from diffkit.core.denoiser import Denoiser
     from diffkit.engine.batches import Batches
-    from diffkit.engine.session import Cadence, Event
+    from diffkit.engine.session import Cadence, Event, Previewed
     from diffkit.engine.store import Store
     from diffkit.engine.train import Recipe, State
+    from diffkit.engine.validate import Validated
 
 PREVIEW_IMAGES = 64
 
@@ -45,10 +46,12 @@ class Training:
     def start(self, cadence: Cadence, *, report_every: int, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Train, yielding events; everything is written into the run directory."""
         from diffkit.core.denoiser import squared_error
-        from diffkit.engine.session import session
-        from diffkit.engine.train import Progress, train
+        from diffkit.engine.session import Chores, session
+        from diffkit.engine.train import train
 
         self.run.rewind_metrics(self.state.images_seen)
+        history = self.history()
+        validate = self._validation(history) if cadence.validate_every else None
         steps = train(
             self.state,
             self.denoiser,
@@ -59,21 +62,47 @@ class Training:
             until_images=cadence.until_images,
             report_every=report_every,
         )
-        events = session(self.state, steps, cadence, save=self.save, preview=self.preview, should_stop=should_stop)
-        for event in events:
-            if isinstance(event, Progress) and event.loss is not None:
-                self.run.add_metrics(
-                    {
-                        "images": event.images_seen,
-                        "step": event.step,
-                        "loss": event.loss,
-                        "grad_norm": event.grad_norm,
-                        "lr": event.lr,
-                        "images_per_second": round(event.images_per_second, 2),
-                        "data_wait": round(event.data_wait, 4),
-                    }
-                )
+        chores = Chores(
+            save=self.save,
+            preview=self.preview,
+            validate=validate,
+            snapshot=self.snapshot,
+            over=lambda: cadence.stop_when is not None and self.over(cadence.stop_when, history),
+            should_stop=should_stop,
+        )
+        for event in session(self.state, steps, cadence, chores):
+            if record := _record(event, self.run):
+                self.run.add_metrics(record)
             yield event
+
+    def history(self) -> list[Validated]:
+        """What was found on held-out images so far."""
+        from diffkit.durable import read_lines
+        from diffkit.engine.validate import Validated
+
+        return [Validated.from_record(record) for record in read_lines(self.run.metrics) if "holdout_loss" in record]
+
+    def over(self, rule: str, history: Sequence[Validated]) -> bool:
+        """Whether this rule says to stop."""
+        from diffkit.engine.stopping import RULES
+
+        return RULES[rule](history)
+
+    def _validation(self, history: list[Validated]) -> Callable[[], Validated]:
+        """Measure the held-out loss, add it to the history, and keep the model if none was better."""
+        from diffkit.engine.stopping import best
+        from diffkit.engine.validate import Validation
+
+        validation = Validation(self.store, self.spec, self._levels(), self.recipe.seed)
+
+        def validate() -> Validated:
+            found = validation(replace(self.denoiser, network=self.state.average), self.state.images_seen)
+            history.append(found)
+            if best(history) is found:
+                self._write_model(self.run.best)
+            return found
+
+        return validate
 
     def check(self) -> None:
         """Raises DiffkitError now for a schedule or a preview that would fail later."""
@@ -87,10 +116,27 @@ class Training:
     def save(self) -> None:
         """A checkpoint, then the model."""
         from diffkit.engine.checkpoint import save_checkpoint
-        from diffkit.engine.modelfile import write_tensors
 
         save_checkpoint(self.run.checkpoints, self.state.checkpoint())
-        write_tensors(self.run.model, self.state.average.state_dict(), self.header())
+        self._write_model(self.run.model)
+
+    def _write_model(self, path: Path) -> None:
+        from diffkit.engine.modelfile import write_tensors
+
+        write_tensors(path, self.state.average.state_dict(), self.header())
+
+    def snapshot(self) -> None:
+        """Keep the further averages as they are now."""
+        from diffkit.engine.snapshots import save_snapshot
+
+        save_snapshot(self.run.snapshots, self.state, self.header(), self.settings.train.ema_snapshots)
+
+    def snapshot_every(self, until_images: int | None) -> int:
+        """Images between snapshots: evenly over the training, or a fixed number if its end is not known; 0 = never."""
+        from diffkit.engine.snapshots import SPACING
+
+        count = self.settings.train.ema_snapshots
+        return count and (max(1, until_images // count) if until_images else SPACING)
 
     def complete(self) -> None:
         """Write the model anew if the last start was cut off between its checkpoint and its model."""
@@ -112,9 +158,10 @@ class Training:
             "images_seen": self.state.images_seen,
         }
 
-    def preview(self) -> Path:
-        """A grid of samples by the averaged weights, a column for each class."""
-        from diffkit.engine.pictures import grid, save_png
+    def preview(self) -> Previewed:
+        """A grid of samples by the averaged weights, a column for each class, and the samples' colours."""
+        from diffkit.engine.pictures import colours, grid, save_png
+        from diffkit.engine.session import Previewed
 
         model = self.model()
         columns = min(len(self.spec.classes), 10) or 8
@@ -124,7 +171,7 @@ class Training:
         images = model.sample(count, classes=classes, seed=self.recipe.seed)
         path = self.run.samples / f"images-{self.state.images_seen:012d}.png"
         save_png(path, grid(images, columns))
-        return path
+        return Previewed(self.state.images_seen, path, *colours(images))
 
     def model(self) -> Model:
         """The averaged network as it is now."""
@@ -145,6 +192,31 @@ class Training:
 
         data = self.settings.data
         return Batches(self.store, self.spec, self.recipe.seed, data.flip, data.label_dropout)
+
+
+def _record(event: Event, run: RunDir) -> dict[str, Any] | None:
+    """The line of metrics.jsonl that an event leaves, if it leaves one."""
+    from diffkit.engine.session import Previewed
+    from diffkit.engine.train import Progress
+    from diffkit.engine.validate import Validated
+
+    if isinstance(event, Progress) and event.loss is not None:
+        return {
+            "images": event.images_seen,
+            "step": event.step,
+            "loss": event.loss,
+            "grad_norm": event.grad_norm,
+            "lr": event.lr,
+            "images_per_second": round(event.images_per_second, 2),
+            "data_wait": round(event.data_wait, 4),
+        }
+    if isinstance(event, Validated):
+        return event.to_record()
+    if isinstance(event, Previewed):
+        picture = event.path.relative_to(run.path).as_posix()
+        colours = {"colour_mean": list(event.colour_mean), "colour_std": list(event.colour_std)}
+        return {"images": event.images_seen, "picture": picture, **colours}
+    return None
 
 
 def prepare_training(given: Mapping[str, Any], store: Store, run: RunDir, device_name: str) -> Training:
@@ -234,6 +306,7 @@ def _recipe(settings: Settings) -> Recipe:
         clip=train.clip,
         ema_half_life=train.ema_half_life,
         seed=train.seed,
+        ema_lengths=tuple(train.ema_lengths) if train.ema_snapshots else (),
     )
 
 

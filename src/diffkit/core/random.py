@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     NETWORK = 6
     START_NOISE = 7
     STEP_NOISE = 8
+    VALIDATION = 9
 
 
 def _product(multiplier: int, word: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,3 +41,9 @@ def grid(images: npt.NDArray[np.uint8], columns: int | None = None) -> npt.NDArr
         x = GAP + number % columns * (width + GAP)
         sheet[y : y + height, x : x + width] = image
     return sheet
+
+
+def colours(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """uint8 [N, H, W, C] -> mean and standard deviation per channel, in units of [-1, 1]."""
+    values = images.reshape(-1, images.shape[-1]) / 127.5 - 1
+    return tuple(values.mean(0).tolist()), tuple(values.std(0).tolist())

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from diffkit.engine.train import Progress, State
+from diffkit.engine.validate import Validated, due
+
+Reason: TypeAlias = Literal["done", "time", "stopped", "memorizing", "plateau"]
 
 
 @dataclass(frozen=True)
@@ -21,67 +24,87 @@ class Saved:
 
 @dataclass(frozen=True)
 class Previewed:
-    """A grid of samples has been written."""
+    """A grid of samples has been written; the mean and deviation of its images, per channel, in units of [-1, 1]."""
 
     images_seen: int
     path: Path
+    colour_mean: tuple[float, ...] = ()
+    colour_std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Why it ended: all images seen, time up, or asked to stop (by a signal: resumable)."""
+    """Why it ended: all images seen, time up, asked to stop (by a signal: resumable), or by a stopping rule."""
 
     images_seen: int
-    reason: Literal["done", "time", "stopped"]
+    reason: Reason
 
 
-Event: TypeAlias = "Progress | Saved | Previewed | Ended"
+Event: TypeAlias = "Progress | Saved | Previewed | Validated | Ended"
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """How long, and how often what is written. None = no limit; `preview_every` in images, 0 = never."""
+    """How long, and how often what is done. None = no limit; `preview_every` and `validate_every` in images, 0 = never;
+    `snapshot_every` in images, 0 = never; `stop_when`: a rule of `diffkit.engine.stopping`."""
 
     until_images: int | None
     seconds: float | None = None
     preview_every: int = 0
     save_seconds: float = 600.0
+    validate_every: int = 0
+    snapshot_every: int = 0
+    stop_when: Literal["memorizing", "plateau"] | None = None
 
 
-def session(
-    state: State,
-    steps: Iterator[Progress],
-    cadence: Cadence,
-    *,
-    save: Callable[[], None],
-    preview: Callable[[], Path],
-    should_stop: Callable[[], bool],
-) -> Iterator[Event]:
-    """Run `steps` (from `train`), yielding its progress and what is written along the way.
+@dataclass(frozen=True)
+class Chores:
+    """What a session does beside training. `validate`: None without held-out images; `over`: a rule wants to stop."""
+
+    save: Callable[[], None]
+    preview: Callable[[], Previewed]
+    validate: Callable[[], Validated] | None
+    snapshot: Callable[[], None]
+    over: Callable[[], bool]
+    should_stop: Callable[[], bool]
+
+
+def session(state: State, steps: Iterator[Progress], cadence: Cadence, chores: Chores) -> Iterator[Event]:
+    """Run `steps` (from `train`), yielding its progress and what is done along the way.
 
     The state is saved at the end, whatever ended it, except an error: then the last checkpoint stands.
     """
     begun = saved = time.monotonic()
     before = saved_at = state.images_seen
-    reason: Literal["done", "time", "stopped"] = "done"
+    reason: Reason = "done"
     for progress in steps:
         yield progress
-        last = cadence.until_images is not None and progress.images_seen >= cadence.until_images
-        stopped = should_stop()
+        now = progress.images_seen
+        last = cadence.until_images is not None and now >= cadence.until_images
+        stopped = chores.should_stop()
         late = cadence.seconds is not None and time.monotonic() - begun >= cadence.seconds
-        if not stopped and not last and _crossed(before, progress.images_seen, cadence.preview_every):
-            yield Previewed(progress.images_seen, preview())
-        before = progress.images_seen
+        if chores.validate and not stopped and (last or late or due(before, now, cadence.validate_every)):
+            yield chores.validate()
+            if cadence.stop_when and chores.over():
+                reason = cadence.stop_when
+                break
+        if not last and _crossed(before, now, cadence.snapshot_every):
+            chores.snapshot()
+        if not stopped and not last and _crossed(before, now, cadence.preview_every):
+            yield chores.preview()
+        before = now
         if stopped or (late and not last):
             reason = "stopped" if stopped else "time"
             break
         if not last and time.monotonic() - saved >= cadence.save_seconds:
-            yield _save(state, save)
+            yield _save(state, chores.save)
             saved, saved_at = time.monotonic(), state.images_seen
     if saved_at != state.images_seen:
-        yield _save(state, save)
+        yield _save(state, chores.save)
+    if reason != "stopped" and cadence.snapshot_every:
+        chores.snapshot()
     if reason != "stopped" and cadence.preview_every:
-        yield Previewed(state.images_seen, preview())
+        yield chores.preview()
     yield Ended(state.images_seen, reason)
 
 

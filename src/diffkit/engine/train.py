@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.core.denoiser import Condition, Denoiser
-from diffkit.core.ema import ema_decay, update_ema
+from diffkit.core.ema import ema_decay, gamma_of, power_decay, update_ema
 from diffkit.core.random import Purpose, derived_seed, golden, normal
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint
@@ -25,7 +25,10 @@ Levels = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training; lr per step, warmup and half-life in images, clip a gradient norm."""
+    """The numbers of a training; lr per step, warmup and half-life in images, clip a gradient norm.
+
+    `ema_lengths`: relative lengths of further averages, for `diffkit.engine.snapshots`.
+    """
 
     batch_size: int
     micro_batch: int
@@ -36,6 +39,7 @@ class Recipe:
     clip: float
     ema_half_life: float
     seed: int
+    ema_lengths: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,12 @@ class Progress:
 
 
 class State:
-    """Network, average, optimiser and images seen: what a checkpoint holds."""
+    """Network, average, further averages by length (`tracks`), optimiser, images seen: what a checkpoint holds."""
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.tracks = {length: copy.deepcopy(self.average) for length in recipe.ema_lengths}
         self.images_seen = 0
         parameters = [p for p in network.parameters() if p.requires_grad]
         device = parameters[0].device.type
@@ -70,12 +75,13 @@ class State:
 
     def checkpoint(self) -> Checkpoint:
         """A snapshot. Raises DiffkitError if a weight is not finite: no such state ever reaches the disk."""
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors: dict[str, Tensor] = {}
+        for prefix, module in self._modules().items():
+            tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
         # Parameters and what the optimiser keeps of them; a backbone's buffers may hold infinities on purpose.
-        trained = [*self.network.parameters(), *self.average.parameters()]
+        trained: list[Tensor] = [parameter for module in self._modules().values() for parameter in module.parameters()]
         trained += [value for name, value in tensors.items() if name.startswith("optimizer.")]
         if not all(bool(torch.isfinite(value).all()) for value in trained):
             raise non_finite(self.images_seen)
@@ -83,8 +89,8 @@ class State:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load a snapshot. Raises DiffkitError naming the first tensor that does not fit."""
-        for prefix, module in (("network.", self.network), ("average.", self.average)):
-            load_exactly(module, under(checkpoint.tensors, prefix))
+        for prefix, module in self._modules().items():
+            load_exactly(module, under(checkpoint.tensors, f"{prefix}."))
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in under(checkpoint.tensors, "optimizer.").items():
             index, slot = name.split(".", 1)
@@ -92,6 +98,11 @@ class State:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.images_seen = checkpoint.images_seen
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Everything that has the network's shape."""
+        tracks = {f"track-{length:g}": track for length, track in self.tracks.items()}
+        return {"network": self.network, "average": self.average, **tracks}
 
 
 def train(
@@ -166,6 +177,8 @@ def _step(
     state.optimizer.step()
     seen = state.images_seen + recipe.batch_size
     update_ema(state.average, state.network, ema_decay(seen, recipe.batch_size, recipe.ema_half_life))
+    for length, track in state.tracks.items():
+        update_ema(track, state.network, power_decay(seen, recipe.batch_size, gamma_of(length)))
     return total, grad_norm.detach()
 
 
