@@ -44,3 +44,8 @@ def datasets() -> dict[str, str]:
 @hookimpl
 def extractors() -> dict[str, str]:
     return {"lite0": "diffkit.extractors.lite0:lite0"}
+
+
+@hookimpl
+def trackers() -> dict[str, str]:
+    return {name: f"diffkit.trackers.{name}:{name}" for name in ["tensorboard", "wandb", "mlflow", "trackio"]}

@@ -88,11 +88,15 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a training when it starts: the run's folder, a name for it, and all its settings."""
+    """What a tracker is told of a training when it starts: the run's folder, a name for it, all its settings.
+
+    `id` is the same whenever this run goes on, and another's for any other run: trackers can go on with it too.
+    """
 
     path: Path
     name: str
     settings: Mapping[str, Any]
+    id: str
 
 
 Schedule: TypeAlias = "Callable[..., Tensor]"

@@ -16,7 +16,7 @@ from diffkit.cli.console import bytes_text, clock, err, plain, say
 from diffkit.errors import ExitCode
 
 if TYPE_CHECKING:
-    from diffkit.compose import Training
+    from diffkit.compose import Dropped, Trackers, Training
     from diffkit.engine.session import Cadence, Ended, Event
     from diffkit.engine.train import Progress as Step
 
@@ -52,13 +52,13 @@ class Stopper:
         os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")
 
 
-def draw(training: Training, cadence: Cadence, stopper: Stopper) -> Ended:
+def draw(training: Training, cadence: Cadence, stopper: Stopper, trackers: Trackers) -> Ended:
     """Run the training and show it; if whoever reads the display goes away, train on unseen."""
     from diffkit.engine.session import Ended
     from diffkit.engine.train import Progress as Step
 
     report_every = 1 if training.device.type == "cpu" else max(1, 2048 // training.recipe.batch_size)
-    events = training.start(cadence, report_every=report_every, should_stop=stopper)
+    events = training.start(cadence, report_every=report_every, should_stop=stopper, trackers=trackers)
     display = _on_terminal if err.is_terminal else _in_lines
     ended: Ended | None = None
     figures = _Figures(training, cadence)
@@ -115,10 +115,13 @@ class _Figures:
         }
 
 
-def _event_line(event: Event) -> str | None:
+def _event_line(event: Event | Dropped) -> str | None:
+    from diffkit.compose import Dropped
     from diffkit.engine.session import Previewed, Saved
     from diffkit.engine.validate import Validated
 
+    if isinstance(event, Dropped):
+        return f"  [yellow]The tracker {plain(event.tracker)} failed and is left out: {plain(event.reason)}[/]"
     if isinstance(event, Saved):
         return f"  saved at {event.images_seen:,} images ({event.seconds:.1f} s)"
     if isinstance(event, Previewed):

@@ -115,6 +115,8 @@ def _verdict(part: Part, path: str | None) -> str:
         "predictions": testing.check_prediction,
         "samplers": testing.check_sampler,
         "backbones": testing.check_backbone,
+        "extractors": testing.check_extractor,
+        "trackers": testing.check_tracker,
     }
     if part.kind == "datasets" and path is None:
         return "[yellow]skipped[/] (needs --path)"

@@ -2,10 +2,13 @@
 
 from diffkit.compose.model import Model, load_model, model_of, model_path
 from diffkit.compose.settings import compatible, training_spec
+from diffkit.compose.tracking import Dropped, Trackers
 from diffkit.compose.training import Training, prepare_training
 
 __all__ = [
+    "Dropped",
     "Model",
+    "Trackers",
     "Training",
     "compatible",
     "load_model",

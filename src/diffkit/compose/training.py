@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from diffkit.compose.tracking import Dropped, Trackers
     from diffkit.core.denoiser import Denoiser
     from diffkit.engine.batches import Batches
     from diffkit.engine.session import Cadence, Event, Previewed
@@ -43,8 +44,15 @@ class Training:
     device: torch.device
     notes: list[str] = field(default_factory=list)
 
-    def start(self, cadence: Cadence, *, report_every: int, should_stop: Callable[[], bool]) -> Iterator[Event]:
-        """Train, yielding events; everything is written into the run directory."""
+    def start(
+        self,
+        cadence: Cadence,
+        *,
+        report_every: int,
+        should_stop: Callable[[], bool],
+        trackers: Trackers | None = None,
+    ) -> Iterator[Event | Dropped]:
+        """Train, yielding events; everything is written into the run directory, and told to the trackers."""
         from diffkit.core.denoiser import squared_error
         from diffkit.engine.session import Chores, session
         from diffkit.engine.train import train
@@ -74,6 +82,8 @@ class Training:
             if record := _record(event, self.run):
                 self.run.add_metrics(record)
             yield event
+            if trackers is not None:
+                yield from trackers.tell(event)
 
     def history(self) -> list[Validated]:
         """What was found on held-out images so far."""

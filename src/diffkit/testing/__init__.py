@@ -7,7 +7,17 @@ random state as it was.
 
 from diffkit.testing.backbones import check_backbone
 from diffkit.testing.datasets import check_dataset
+from diffkit.testing.extractors import check_extractor
 from diffkit.testing.levels import check_prediction, check_schedule
 from diffkit.testing.samplers import check_sampler
+from diffkit.testing.trackers import check_tracker
 
-__all__ = ["check_backbone", "check_dataset", "check_prediction", "check_sampler", "check_schedule"]
+__all__ = [
+    "check_backbone",
+    "check_dataset",
+    "check_extractor",
+    "check_prediction",
+    "check_sampler",
+    "check_schedule",
+    "check_tracker",
+]

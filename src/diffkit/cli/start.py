@@ -1,0 +1,208 @@
+"""One start of a training: how long, what is reported, and what is said at its beginning and its end."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from diffkit.compose import Training
+    from diffkit.engine.session import Cadence
+    from diffkit.engine.store import Store
+    from diffkit.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the command line asks of this start, and may ask otherwise of the next one of the same run."""
+
+    device: str
+    steps: int | None
+    epochs: float | None
+    seconds: float | None
+    preview_every: int | None
+    save_seconds: float
+    validate_every: int
+    stop_when: Any
+    track: list[str] = field(default_factory=list)
+
+
+def check_rule(start: Start, store: Store) -> None:
+    """Raises DiffkitError if the stopping rule cannot be followed."""
+    from diffkit.cli.console import chosen_among
+    from diffkit.errors import DiffkitError, ExitCode
+
+    rule = start.stop_when
+    if rule is None:
+        return
+    chosen_among("--stop-when", rule, ["memorizing", "plateau"])
+    if not store.holdout_count:
+        raise DiffkitError(
+            f"--stop-when {rule} looks at held-out images, and {store.path} has none.",
+            "Prepare the images again with --holdout 5%.",
+            code=ExitCode.DATA,
+        )
+    if not start.validate_every:
+        raise DiffkitError(f"--stop-when {rule} looks at held-out images.", "Leave --validate-every 0 out.")
+
+
+def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> None:
+    """Train, from the beginning or from where the run stands; exits with 75 if it was asked to stop."""
+    from diffkit.cli.console import next_command, plain, say
+    from diffkit.cli.live import Stopper, draw
+    from diffkit.compose import Trackers, prepare_training
+    from diffkit.errors import ExitCode
+
+    with ExitStack() as stack:
+        stopper = stack.enter_context(Stopper())
+        begun = run.exists
+        if begun:
+            stack.enter_context(run.locked())
+        else:
+            run.check_free()
+        training = prepare_training(given, store, run, start.device)
+        trackers = Trackers(start.track, run, training.settings)
+        if not begun:
+            stack.enter_context(run.locked())
+            training.create()
+        batch = training.recipe.batch_size
+        cadence = _cadence(start, training)
+        until = cadence.until_images
+        seen = training.state.images_seen
+        _introduce(training, cadence)
+        if until is not None and seen >= until:
+            training.complete()
+            say(f"It has already seen {seen:,} images ({seen // batch:,} steps), and {until:,} were asked for.")
+            say("Ask for more with --steps, --epochs or --time.")
+            next_command(f"diffkit sample {run.path}")
+            return
+        if cadence.stop_when and training.over(cadence.stop_when, training.history()):
+            training.complete()
+            _say_why(cadence.stop_when, training)
+            return
+        stack.enter_context(trackers)
+        _record_session(training, cadence, start.track)
+        ended = draw(training, cadence, stopper, trackers)
+    if ended.reason == "stopped":
+        say(f"Stopped and saved after {ended.images_seen:,} images. The same command goes on from there.")
+        raise typer.Exit(int(ExitCode.RESUMABLE))
+    if ended.reason in ("memorizing", "plateau"):
+        _say_why(ended.reason, training)
+        return
+    say(f"[green]Done[/] after {ended.images_seen:,} images. Model: [bold]{plain(str(run.model))}[/].")
+    next_command(f"diffkit sample {run.path}")
+
+
+def _say_why(rule: str, training: Training) -> None:
+    """A stopping rule has ended the training, now or at an earlier start."""
+    from diffkit.cli.console import next_command, say
+    from diffkit.engine.stopping import best
+
+    history = training.history()
+    turn = best(history)
+    assert turn is not None
+    seen = f"[green]Stopped[/] after {history[-1].images_seen:,} images: the held-out loss"
+    if rule == "memorizing":
+        say(f"{seen} was lowest at {turn.images_seen:,} and has risen since, while the training loss still falls:")
+        say("the model begins to learn its images by heart.")
+    else:
+        say(f"{seen} no longer falls; it was lowest at {turn.images_seen:,}. Leave --stop-when out to go on.")
+    next_command(f"diffkit sample {training.run.best}")
+
+
+def _cadence(start: Start, training: Training) -> Cadence:
+    from diffkit.engine.session import Cadence
+
+    batch, store = training.recipe.batch_size, training.store
+    until = _until(start, batch, store)
+    every = start.preview_every if start.preview_every is not None else _preview_every(until, batch)
+    return Cadence(
+        until_images=until,
+        seconds=start.seconds,
+        preview_every=every,
+        save_seconds=start.save_seconds,
+        validate_every=start.validate_every if store.holdout_count else 0,
+        snapshot_every=training.snapshot_every(until),
+        stop_when=start.stop_when,
+    )
+
+
+def _until(start: Start, batch: int, store: Store) -> int | None:
+    """Images to have seen at the end. The default: 200 passes, at least 200,000 images, at most 10 million."""
+    if start.steps is not None:
+        return start.steps * batch
+    if start.epochs is not None:
+        return max(batch, round(start.epochs * store.count / batch) * batch)
+    if start.seconds is not None:
+        return None
+    return -(-min(max(200 * store.count, 200_000), 10_000_000) // batch) * batch
+
+
+def _preview_every(until: int | None, batch: int) -> int:
+    """Ten grids over the training, none closer than 500 steps (or every 50,000 images, if its length is a time)."""
+    return max(until // 10 if until else 50_000, min(500 * batch, (until or 0) // 2 or 50_000))
+
+
+def _introduce(training: Training, cadence: Cadence) -> None:
+    from diffkit.cli.console import bytes_text, plain, say
+    from diffkit.engine.devices import describe
+
+    settings, train = training.settings, training.settings.train
+    parameters = sum(p.numel() for p in training.state.network.parameters())
+    length = f"{cadence.until_images:,} images" if cadence.until_images else "the time given"
+    if cadence.until_images:
+        length += f" = {cadence.until_images // training.recipe.batch_size:,} steps"
+        length += f" = {cadence.until_images / training.store.count:.4g} epochs"
+    say(f"[bold]{plain(str(training.run.path))}[/] on {describe(training.device)}, {train.precision}")
+    say(f"  data       {training.store.count:,} images {training.spec}")
+    say(f"  backbone   {plain(settings.backbone.name)}, {parameters / 1e6:.1f}M parameters")
+    say(f"             {plain(settings.backbone.text(' '))}")
+    say(f"  scheduler  {plain(str(settings.scheduler))}   prediction  {plain(settings.prediction.name)}")
+    micro = f" in pieces of {train.micro_batch}" if train.micro_batch != train.batch_size else ""
+    say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}")
+    if train.ema_snapshots:
+        disk = bytes_text(train.ema_snapshots * len(train.ema_lengths) * parameters * 4)
+        say(f"  averages   {train.ema_snapshots} snapshots of {len(train.ema_lengths)}, at most {disk} on disk")
+    say(f"  length     {length}")
+    if 0 < training.state.images_seen < (cadence.until_images or math.inf):
+        say(f"  going on from {training.state.images_seen:,} images")
+    for note in training.notes:
+        say(f"  [yellow]{plain(note)}[/]")
+
+
+def _record_session(training: Training, cadence: Cadence, track: list[str]) -> None:
+    import platform
+    import sys
+    import time
+
+    import torch
+
+    from diffkit import __version__, durable
+
+    durable.append_line(
+        training.run.sessions,
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "from_images": training.state.images_seen,
+            "until_images": cadence.until_images,
+            "seconds": cadence.seconds,
+            "preview_every": cadence.preview_every,
+            "validate_every": cadence.validate_every,
+            "stop_when": cadence.stop_when,
+            "data_images": training.store.count,
+            "data_holdout": training.store.holdout_count,
+            "data_mean": list(training.store.mean),
+            "data_std": list(training.store.std),
+            "track": track,
+            "command": ["diffkit", *sys.argv[1:]],
+            "micro_batch": training.recipe.micro_batch,
+            "device": str(training.device),
+            "diffkit": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )

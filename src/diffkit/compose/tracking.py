@@ -1,0 +1,112 @@
+"""Trackers, from names to somebody who is told what happens in a training."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from diffkit.compose.parts import completed
+from diffkit.config import PartChoice, Settings, to_tables
+from diffkit.errors import DiffkitError
+from diffkit.interfaces import TrackedRun
+from diffkit.rundir import RunDir
+
+if TYPE_CHECKING:
+    from diffkit.engine.session import Event
+    from diffkit.interfaces import Log
+
+Told: TypeAlias = "tuple[dict[str, float], dict[str, Path]]"
+SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A tracker has failed and is told nothing more; the training goes on."""
+
+    tracker: str
+    reason: str
+
+
+class Trackers:
+    """Those that a start of a training was given; used as a context manager while it lasts.
+
+    Reports of steps are averaged over a second at least, so that no tracker holds up short steps.
+    """
+
+    def __init__(self, names: Sequence[str], run: RunDir, settings: Settings) -> None:
+        """Raises DiffkitError for a tracker or an option that there is not."""
+        self.run, self.settings = run, settings
+        self.chosen = [completed("trackers", PartChoice.model_validate(name)) for name in names]
+        self._logs: dict[str, Log] = {}
+        self._stack = ExitStack()
+        self._steps: list[dict[str, float]] = []
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Trackers:
+        told = TrackedRun(self.run.path, self.run.path.resolve().name, to_tables(self.settings), _identity(self.run))
+        try:
+            for choice, function in self.chosen:
+                self._logs[choice.name] = self._stack.enter_context(function(told))
+        except DiffkitError:
+            self._stack.close()
+            raise
+        except Exception as error:
+            self._stack.close()
+            raise DiffkitError(
+                f"The tracker '{choice.name}' does not start: {type(error).__name__}: {error}.",
+                "Train without it, or mend what it says.",
+            ) from error
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+    def tell(self, event: Event) -> Iterator[Dropped]:
+        """Pass on what the event says; yields each tracker that failed."""
+        figures, pictures = told(event)
+        if not pictures and figures and "train/loss" in figures:
+            self._steps.append(figures)
+            if time.monotonic() - self._told < SECONDS:
+                return
+            figures = {name: sum(each[name] for each in self._steps) / len(self._steps) for name in figures}
+            self._steps, self._told = [], time.monotonic()
+        if figures or pictures:
+            yield from self._log(event.images_seen, figures, pictures)
+
+    def _log(self, images_seen: int, figures: dict[str, float], pictures: dict[str, Path]) -> Iterator[Dropped]:
+        for name, log in list(self._logs.items()):
+            try:
+                log(images_seen, figures, pictures)
+            except Exception as error:
+                del self._logs[name]
+                yield Dropped(name, f"{type(error).__name__}: {error}")
+
+
+def told(event: Event) -> Told:
+    """What trackers are told of an event: figures and pictures by name."""
+    from diffkit.engine.session import Previewed
+    from diffkit.engine.train import Progress
+    from diffkit.engine.validate import Validated
+
+    if isinstance(event, Progress) and event.loss is not None and event.grad_norm is not None:
+        figures = {"train/loss": event.loss, "train/grad_norm": event.grad_norm, "train/lr": event.lr}
+        return figures | {"speed/images_per_second": event.images_per_second, "speed/data_wait": event.data_wait}, {}
+    if isinstance(event, Validated):
+        figures = {"holdout/loss": event.holdout_loss, "holdout/training_loss": event.training_loss}
+        levels = {f"holdout/loss_at_s_{s:.3g}": loss for s, loss in zip(event.levels, event.holdout, strict=True)}
+        return figures | {"holdout/gap": event.gap} | levels, {}
+    if isinstance(event, Previewed):
+        colours = {f"colour/mean_{channel}": value for channel, value in enumerate(event.colour_mean)}
+        return colours, {"samples": event.path}
+    return {}, {}
+
+
+def _identity(run: RunDir) -> str:
+    """The same at every start of one run, and another for a new run in the same place: its config is written once."""
+    begun = run.config.stat().st_mtime_ns if run.exists else 0
+    return hashlib.sha256(f"{run.path.resolve()} {begun}".encode()).hexdigest()[:16]
