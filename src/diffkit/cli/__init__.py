@@ -53,6 +53,7 @@ def _add_commands() -> None:
     from diffkit.cli.evaluate import evaluate
     from diffkit.cli.plugins import plugins
     from diffkit.cli.prepare import prepare
+    from diffkit.cli.report import report
     from diffkit.cli.sample import sample
     from diffkit.cli.show import show
     from diffkit.cli.train import train
@@ -63,6 +64,7 @@ def _add_commands() -> None:
     app.command()(evaluate)
     app.command()(compare)
     app.command()(ema)
+    app.command()(report)
     app.command()(show)
     app.add_typer(plugins, name="plugins")
     app.command()(demo)

@@ -112,6 +112,16 @@ class Model:
         batch_size = batch_size or self.default_batch
         return sample(self.denoiser, self.spec, plan, indices, labels, batch_size=batch_size)
 
+    def trajectory(self, count: int, seed: int = 0) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+        """The first images on their way from noise: after each step its noise level and uint8 [N, H, W, C].
+
+        Classes are taken in turn. Noise is shown in proportion: what is too bright for a picture is scaled down.
+        """
+        from diffkit.engine.sample import trajectory
+
+        classes = [index % len(self.spec.classes) for index in range(count)] if self.spec.classes else None
+        return trajectory(self.denoiser, self.spec, self.plan(seed=seed), range(count), classes)
+
     @property
     def default_batch(self) -> int:
         """Images at once: enough to keep the device busy, few enough to fit."""

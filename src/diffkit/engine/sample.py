@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -58,18 +59,41 @@ def sample(
     `classes` gives one class index per image (negative = without label). An image depends on the seed, its index,
     its class and the plan only.
     """
-    device = next(denoiser.network.parameters()).device
     for start in range(0, len(indices), batch_size):
         chosen = list(indices[start : start + batch_size])
-        positions = torch.tensor(chosen, device=device)
-        label = None
-        if spec.classes:
-            labels = classes[start : start + batch_size] if classes is not None else [-1] * len(chosen)
-            label = one_hot(torch.tensor(labels), spec.label_width).to(device)
-        counted = _Counted(denoiser, label)
-        denoise: Denoise = guided(counted, counted.unlabelled, plan.guidance) if classes is not None else counted
-        last = deque(_steps(plan, denoise, _start(spec, plan, positions), positions), maxlen=1)
+        labels = None if classes is None else classes[start : start + batch_size]
+        counted, steps = _begun(denoiser, spec, plan, chosen, labels)
+        last = deque(steps, maxlen=1)
         yield Images(encode(last[0]).cpu().numpy(), chosen, counted.calls)
+
+
+def trajectory(
+    denoiser: Denoiser, spec: ImageSpec, plan: Plan, indices: Sequence[int], classes: Sequence[int] | None = None
+) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+    """The same images after each step, with its noise level s: uint8 [B, H, W, C].
+
+    An image at level s is shown as mean + (x - mean) / (1 + s^2)^1/2, so that noise does not outshine it.
+    """
+    _, steps = _begun(denoiser, spec, plan, list(indices), classes)
+    mean = torch.tensor(plan.mean, dtype=torch.float32)[:, None, None]
+    for s, x in zip(plan.sigmas[1:], steps, strict=True):
+        shown = mean + (x.cpu() - mean) / math.sqrt(1 + s * s)
+        yield s, encode(shown).numpy()
+
+
+def _begun(
+    denoiser: Denoiser, spec: ImageSpec, plan: Plan, indices: list[int], classes: Sequence[int] | None
+) -> tuple[_Counted, Iterator[Tensor]]:
+    """The denoiser, which counts its calls, and the steps that the sampler will take with it."""
+    device = next(denoiser.network.parameters()).device
+    positions = torch.tensor(indices, device=device)
+    label = None
+    if spec.classes:
+        labels = classes if classes is not None else [-1] * len(indices)
+        label = one_hot(torch.tensor(labels), spec.label_width).to(device)
+    counted = _Counted(denoiser, label)
+    denoise: Denoise = guided(counted, counted.unlabelled, plan.guidance) if classes is not None else counted
+    return counted, _steps(plan, denoise, _start(spec, plan, positions), positions)
 
 
 def _start(spec: ImageSpec, plan: Plan, positions: Tensor) -> Tensor:

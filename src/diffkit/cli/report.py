@@ -1,0 +1,36 @@
+"""`diffkit report`: everything about a run on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, finished or still being trained.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where; by default RUN/report.html.")
+    ] = None,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory/--no-trajectory", help="Show images on their way from noise.")
+    ] = True,
+) -> None:
+    """Write one HTML page about a run: curves, samples over time, measurements, how to do it again.
+
+    It needs no network, and can be made again at any time, also while the run is being trained.
+    """
+    from diffkit import durable
+    from diffkit.cli.console import bytes_text, plain, say
+    from diffkit.compose.report import mine
+    from diffkit.compose.report import report as made
+    from diffkit.errors import DiffkitError
+    from diffkit.rundir import RunDir
+
+    target = out or run / "report.html"
+    if target.exists() and not (target.is_file() and mine(target)):
+        raise DiffkitError(f"{target} already exists and is no report.", "Choose another place with -o.")
+    text = made(RunDir(run), trajectory=trajectory)
+    durable.write_text(target, text)
+    say(f"[bold]{plain(str(target))}[/] ({bytes_text(len(text))}): open it in a browser.")
