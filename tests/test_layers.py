@@ -17,7 +17,7 @@ ALLOWED = {
     "core": {"core", "interfaces"},
     "backbones": {"backbones", "interfaces", "errors"},
     "datasets": {"datasets", "durable", "interfaces", "errors"},
-    "extractors": {"extractors", "errors"},
+    "extractors": {"extractors", "durable", "errors"},
     "trackers": {"trackers", "interfaces", "errors"},
     "engine": {"engine", "core", "datasets", "durable", "interfaces", "errors"},
     "measure": {"measure", "engine", "core", "datasets", "durable", "interfaces", "errors"},

@@ -43,7 +43,7 @@ def datasets() -> dict[str, str]:
 
 @hookimpl
 def extractors() -> dict[str, str]:
-    return {"lite0": "diffkit.extractors.lite0:lite0"}
+    return {name: f"diffkit.extractors.{name}:{name}" for name in ["lite0", "inception", "dinov2"]}
 
 
 @hookimpl
