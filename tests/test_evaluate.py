@@ -90,7 +90,7 @@ def test_features_of_real_images_are_computed_once(
 ) -> None:
     first = call_diffkit("evaluate", dataset, "--data", dataset, "--json")
     kept = sorted((own_cache / "diffkit" / "features").iterdir())
-    assert len(kept) == 2  # training and held-out
+    assert len(kept) == 4  # training and held-out, features and pixels
     times = [file.stat().st_mtime_ns for file in kept]
     second = call_diffkit("evaluate", dataset, "--data", dataset, "--json")
     assert second.stdout == first.stdout

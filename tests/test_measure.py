@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import DiffkitError
-from diffkit.measure.copying import copying, neighbours
+from diffkit.measure.copying import Pixels, View, copying, mirrored, neighbours
 from diffkit.measure.estimate import share, student95
 from diffkit.measure.frechet import enough, frechet, frechet_interval
 from diffkit.measure.kernel import kernel_distance
@@ -168,7 +168,7 @@ def test_the_kernel_distance_is_unbiased_and_its_interval_covers_the_truth(
 def test_the_quantile_of_students_t_is_scipys() -> None:
     from scipy.stats import t
 
-    for degrees in (6, 9, 19, 100):
+    for degrees in (1, 2, 2.5, 9, 19, 1000):
         assert student95(degrees) == pytest.approx(t.ppf(0.975, degrees), abs=2e-3)
 
 
@@ -199,14 +199,30 @@ def test_copies_are_found_and_unseen_images_are_not() -> None:
     train, held_out, fresh = (draw(count, generator) for count in (400, 200, 300))
     among_train, unseen = neighbours(train, train, skip_self=True), neighbours(held_out, train)
     copies = train[:300] + 0.05 * torch.randn(300, 32, generator=generator)
-    verdict = copying(neighbours(copies, train), among_train, unseen)
+    verdict = copying([View(neighbours(copies, train), among_train, unseen)])
     assert verdict.rate.value == 1
     assert verdict.alarm
     assert verdict.baseline is not None
-    assert verdict.baseline.value <= 0.03
-    honest = copying(neighbours(fresh, train), among_train, unseen)
-    assert honest.rate.value <= 0.03
+    assert verdict.baseline.value <= 0.02
+    honest = copying([View(neighbours(fresh, train), among_train, unseen)])
+    assert honest.rate.value <= 0.02
     assert not honest.alarm
+
+
+def test_one_view_that_sees_a_copy_is_enough_and_mirrored_copies_are_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (120, 3, 24, 20), generator=generator, dtype=torch.uint8)
+    train, held_out = Pixels()(images[:60]), Pixels()(images[60:])
+    versions = train, mirrored(train)
+    assert torch.allclose(mirrored(train), Pixels()(images[:60].flip(-1)), atol=1e-6)
+    among_train, unseen = neighbours(train, *versions, skip_self=True), neighbours(held_out, *versions)
+    flipped = neighbours(Pixels()(images[:30].flip(-1)), *versions)
+    assert flipped.indices[:, 0].tolist() == list(range(30))
+    blind = neighbours(held_out[:30], *versions)
+    verdict = copying([View(blind, among_train, unseen), View(flipped, among_train, unseen)])
+    assert verdict.rate.value == 1
+    assert verdict.views.tolist() == [1] * 30
+    assert copying([View(blind, among_train, unseen)]).rate.value < 0.1
 
 
 def test_few_images_get_a_raw_distance_that_says_so_and_many_a_corrected_one() -> None:

@@ -27,6 +27,10 @@ def evaluate(
         str, typer.Option(metavar=PART, help="Features: lite0, inception, dinov2.", rich_help_panel=WHAT)
     ] = "lite0",
     per_class: Annotated[bool, typer.Option("--per-class", help="Also class by class.", rich_help_panel=WHAT)] = False,
+    downstream: Annotated[
+        bool,
+        typer.Option("--downstream", help="Also train classifiers: real, samples, both.", rich_help_panel=WHAT),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="New folder for evaluation.json and nearest.png.", rich_help_panel=WHAT),
@@ -53,7 +57,7 @@ def evaluate(
     """
     from diffkit.cli.console import chosen_among, drawn, print_json, require_vacant
     from diffkit.compose import load_model
-    from diffkit.compose.evaluation import AGAINST, SAMPLES, Reference, is_model, own_data, sampled
+    from diffkit.compose.evaluation import AGAINST, SAMPLES, Reference, is_model, own_data, sampled, use_as_data
     from diffkit.compose.evaluation import evaluate as measured
     from diffkit.engine.devices import choose_device
     from diffkit.measure.images import open_images
@@ -78,6 +82,8 @@ def evaluate(
         reference = Reference(_named(data), extractor, choose_device(device))
         images, _ = open_images(target)
     result = drawn(measured(reference, images, against, per_class=per_class))
+    if downstream:
+        result.downstream = drawn(use_as_data(reference, images))
     run = RunDir(target) if target.is_dir() and RunDir(target).exists else None
     picture = _keep(result, how, run, out)
     if as_json:
@@ -148,6 +154,7 @@ def _show(result: Evaluation, picture: Path | None) -> None:
     for note in result.notes:
         say(f"[yellow]{plain(note)}[/]")
     _show_copying(result)
+    _show_downstream(result)
     if picture is not None:
         say(f"Nearest training images: [bold]{plain(str(picture))}[/]")
 
@@ -158,8 +165,29 @@ def _show_copying(result: Evaluation) -> None:
     copying = result.copying
     if copying is None:
         return
-    text = f"Copies: {copying.rate.value:.1%} of the images {interval(copying.rate, percent=True)} are as near to a"
-    text += " training image as hardly two training images are"
+    text = f"Copies: {copying.rate.value:.1%} of the images ({interval(copying.rate, percent=True)}) are nearer to a"
+    text += " training image than real images are to one another"
     if copying.baseline is not None:
-        text += f"; of held-out real images {copying.baseline.value:.1%} {interval(copying.baseline, percent=True)}"
+        text += f"; of held-out real images {copying.baseline.value:.1%} ({interval(copying.baseline, percent=True)})"
     say(f"[bold red]{text}. The model repeats what it was trained on.[/]" if copying.alarm else f"{text}.")
+
+
+def _show_downstream(result: Evaluation) -> None:
+    from rich.table import Table
+
+    from diffkit.cli.console import interval, out, plain
+
+    found = result.downstream
+    if found is None:
+        return
+    gains = {each.name: each for each in found.gain}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("classifier trained on", no_wrap=True)
+    for name in ("accuracy", "95 % interval", "gain", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in found.accuracy:
+        gain = gains.get(each.name)
+        more = [f"{gain.value:+.1%}", interval(gain, percent=True)] if gain else ["", ""]
+        table.add_row(plain(each.name), f"{each.value:.1%}", interval(each, percent=True), *more)
+    out.print("", table)
+    out.print(f"Tested on {found.tested:,} held-out images.", highlight=False)

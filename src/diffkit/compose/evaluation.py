@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from diffkit.engine.sample import Plan
-    from diffkit.measure.copying import Copying
+    from diffkit.measure.copying import Copying, View
+    from diffkit.measure.downstream import Downstream, Labelled
     from diffkit.measure.estimate import Estimate
     from diffkit.measure.images import ImageSet
     from diffkit.measure.scores import Names
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 AGAINST = ("train", "holdout", "all")
 SAMPLES = 1000
+REAL = {"train": "Real images", "holdout": "Held-out images"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Evaluation:
     floor: list[Estimate] = field(default_factory=list)
     classes: dict[str, list[Estimate]] = field(default_factory=dict)
     copying: Copying | None = None
+    downstream: Downstream | None = None
     closest: list[dict[str, Any]] = field(default_factory=list)
     picture: Pixels | None = None
     notes: list[str] = field(default_factory=list)
@@ -67,6 +70,7 @@ class Evaluation:
             "floor": [each.to_dict() for each in self.floor],
             "classes": {name: [each.to_dict() for each in found] for name, found in self.classes.items()},
             "copying": None if self.copying is None else self.copying.to_dict(),
+            "downstream": None if self.downstream is None else self.downstream.to_dict(),
             "closest": self.closest,
             "notes": self.notes,
         }
@@ -86,11 +90,15 @@ class Reference:
         self.path = data
         self.train, self.held_out = open_images(data)
         self._features: dict[str, Tensor] = {}
+        self._pixels: dict[str, Tensor] = {}
 
-    def look(self) -> Iterator[Working]:
-        """Compute the features of all real images, or take them from the cache."""
+    def look(self) -> Generator[Working, None, None]:
+        """Compute what is seen of all real images, or take it from the cache."""
+        from diffkit.measure.copying import Pixels
+
         for part, images in self.parts.items():
-            yield from self._look(part, images, cached=True)
+            self._features[part] = yield from self._look(REAL[part], images, self.network, str(self.choice))
+            self._pixels[part] = yield from self._look(REAL[part], images, Pixels(), "pixels")
 
     def features(self, part: str) -> Tensor:
         """float32 [N, D] of "train", "holdout" or "all"; after `look`."""
@@ -137,25 +145,46 @@ class Reference:
 
     def look_at(self, images: ImageSet) -> Generator[Working, None, Tensor]:
         """Returns the features of other images."""
-        yield from self._look("made", images, cached=False)
-        return self._features.pop("made")
+        return (yield from self._look("Made images", images, self.network))
 
-    def _look(self, part: str, images: ImageSet, *, cached: bool) -> Iterator[Working]:
+    def look_for_copies(self, images: ImageSet, found: Tensor) -> Generator[Working, None, list[View]]:
+        """Returns the nearest training images of other images, by features (`found`) and by pixels."""
+        from diffkit.measure.copying import Pixels, View, mirrored, neighbours
+
+        pixels = yield from self._look("Made images", images, Pixels())
+        train = self._pixels["train"]
+        views = []
+        for made, held_out, versions in (
+            (found, self._features.get("holdout"), (self._features["train"],)),
+            (pixels, self._pixels.get("holdout"), (train, mirrored(train))),
+        ):
+            views.append(
+                View(
+                    made=neighbours(made, *versions),
+                    among_train=neighbours(versions[0], *versions, skip_self=True),
+                    held_out=None if held_out is None else neighbours(held_out, *versions),
+                )
+            )
+        return views
+
+    def _look(
+        self, what: str, images: ImageSet, network: nn.Module, kept_as: str = ""
+    ) -> Generator[Working, None, Tensor]:
+        """What this network sees of the images; `kept_as`: the name under which that is cached."""
         import torch
 
         from diffkit.measure.features import cached_features, features
 
-        what = {"train": "Real images", "holdout": "Held-out images"}.get(part, "Made images")
-        batches = features(images, self.network, self.device)
-        if cached:
-            batches = cached_features(images, str(self.choice), self.network, self.device)
+        batches = features(images, network, self.device)
+        if kept_as:
+            batches = cached_features(images, kept_as, network, self.device)
         pieces: list[Tensor] = []
         done = 0
         for piece in batches:
             pieces.append(piece)
             done += len(piece)
             yield Working(what, done, images.count)
-        self._features[part] = torch.cat(pieces)
+        return torch.cat(pieces)
 
 
 def is_model(path: Path) -> bool:
@@ -205,8 +234,8 @@ def evaluate(
     result.floor = floor(real, len(found), reference.names)
     if per_class:
         result.classes = _by_class(reference, against, real, images, found, result.notes)
-    yield Working("Neighbours", 0, 1)
-    _look_for_copies(reference, images, found, result)
+    views = yield from reference.look_for_copies(images, found)
+    _look_for_copies(reference, images, views, result)
     return result
 
 
@@ -238,31 +267,73 @@ def _by_class(
     return result
 
 
-def _look_for_copies(reference: Reference, images: ImageSet, found: Tensor, result: Evaluation) -> None:
+def _look_for_copies(reference: Reference, images: ImageSet, views: Sequence[View], result: Evaluation) -> None:
     import numpy as np
 
-    from diffkit.measure.copying import copying, neighbours
+    from diffkit.measure.copying import copying
     from diffkit.measure.nearest import COLUMNS, chosen, nearest_picture
 
-    train = reference.features("train")
-    near = neighbours(found, train)
-    held_out = neighbours(reference.features("holdout"), train) if reference.held_out else None
-    result.copying = copying(near, neighbours(train, train, skip_self=True), held_out)
-    rows = chosen(near)
-    columns = near.indices[rows, :COLUMNS].numpy()
-    distances = near.distances[rows, :COLUMNS].tolist()
-    flagged = (near.ratio[rows] < result.copying.threshold).tolist()
+    result.copying = verdict = copying(views)
+    rows = chosen(verdict.scores)
+    nearest = [views[int(verdict.views[row])].made for row in rows]
+    columns = [near.indices[row, :COLUMNS].numpy() for near, row in zip(nearest, rows, strict=True)]
+    distances = [near.distances[row, :COLUMNS].tolist() for near, row in zip(nearest, rows, strict=True)]
     pictures = np.stack([reference.train.read(each) for each in columns])
+    flagged = (verdict.scores[rows] < 1).tolist()
     result.picture = nearest_picture(images.read(np.array(rows)), pictures, distances, flagged)
     result.closest = [
         {
             "sample": images.name(row),
-            "nearest": reference.train.name(int(near.indices[row, 0])),
-            "distance": round(float(near.distances[row, 0]), 4),
-            "ratio": round(float(near.ratio[row]), 4),
+            "nearest": reference.train.name(int(indices[0])),
+            "distance": round(float(apart[0]), 4),
+            "by": ("features", "pixels")[int(verdict.views[row])],
+            "score": round(float(verdict.scores[row]), 4),
         }
-        for row in rows
+        for row, indices, apart in zip(rows, columns, distances, strict=True)
     ]
+
+
+def use_as_data(reference: Reference, images: ImageSet) -> Generator[Working, None, Downstream]:
+    """Train classifiers on real images, on these, and on both; judge them on the held-out images.
+
+    Raises DiffkitError without labels or held-out images, and for a class that the real images have not.
+    """
+    from diffkit.measure.downstream import downstream
+    from diffkit.measure.images import check_shapes
+
+    reference.check_part("holdout")
+    assert reference.held_out is not None
+    check_shapes(images.path, images.shape, str(reference.path), reference.train.shape)
+    known = sorted({label for label in reference.train.labels or () if label is not None})
+    sets = [_labelled(each, known) for each in (reference.train, images, reference.held_out)]
+    steps = downstream(sets[0], sets[1], sets[2], len(known), reference.device)
+    while True:
+        try:
+            done, total = next(steps)
+        except StopIteration as end:
+            found: Downstream = end.value
+            return found
+        yield Working("Classifiers", done, total)
+
+
+def _labelled(images: ImageSet, known: Sequence[str]) -> Labelled:
+    """The images of a set that have a label, with the labels' places among the known ones."""
+    import numpy as np
+
+    from diffkit.measure.downstream import Labelled
+
+    if images.labels is None:
+        raise DiffkitError(f"{images.path} has no classes: a classifier cannot learn from it.", "Leave --downstream.")
+    for label in images.labels:
+        if label is not None and label not in known:
+            raise DiffkitError(
+                f"{images.path} has a class '{label}' that the real images have not.",
+                f"They have: {', '.join(known)}.",
+                code=ExitCode.DATA,
+            )
+    chosen = [index for index, label in enumerate(images.labels) if label is not None]
+    places = np.array([known.index(images.labels[index] or "") for index in chosen], np.int64)
+    return Labelled(images.read(np.array(chosen, np.int64)), places)
 
 
 @dataclass(frozen=True)

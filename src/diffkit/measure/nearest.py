@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-
-from diffkit.measure.copying import Neighbours
+from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -17,9 +16,9 @@ TILE, GAP, LINE = 96, 8, 18
 INK, FAINT, ALARM = (40, 40, 40), (120, 120, 120), (200, 30, 30)
 
 
-def chosen(of: Neighbours) -> list[int]:
-    """Which samples to show: the most suspicious ones, then others spread evenly from near to far."""
-    order = of.ratio.argsort().tolist()
+def chosen(scores: Tensor) -> list[int]:
+    """Which samples to show: those with the lowest scores, then others spread evenly over the rest."""
+    order = scores.argsort().tolist()
     rest = order[SHOWN:]
     others = [rest[round((i + 0.5) * len(rest) / SHOWN - 0.5)] for i in range(SHOWN)] if len(rest) >= SHOWN else rest
     return order[:SHOWN] + others
