@@ -20,6 +20,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/grids.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/intervals.py
+	$(BIN)/python benchmarks/evaluate.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -75,6 +76,18 @@ def test_the_python_of_the_readme_runs(run: Path, monkeypatch: pytest.MonkeyPatc
     names: dict[str, object] = {}
     exec(block.replace('"runs/mine"', repr(str(run))), names)
     assert names["images"].shape == (16, 12, 12, 3)  # type: ignore[attr-defined]
+
+
+def test_the_extractor_and_the_tracker_of_the_guide_keep_their_contracts() -> None:
+    from diffkit.testing import check_extractor, check_tracker
+
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "plugins.md").read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        if "class Colours" in block or "def table" in block:
+            exec(block, names)
+    check_extractor(names["colours"], cells=3)
+    check_tracker(names["table"])
 
 
 def test_the_project_speaks_of_itself_alone() -> None:

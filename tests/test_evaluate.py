@@ -127,6 +127,8 @@ def test_equal_numbers_are_drawn_without_regard_to_the_order_of_files() -> None:
         (["{run}", "--data", "{gray}"], ExitCode.DATA, "--color gray"),
         (["{run}", "--data", "{others}"], ExitCode.DATA, "a class 'left' that the model does not know"),
         (["{run}", "--data", "{plain}", "--against", "holdout"], ExitCode.DATA, "has no held-out images"),
+        (["{run}", "-n", "20", "--downstream"], ExitCode.DATA, "labelled held-out images are too few"),
+        (["{plain}", "--data", "{plain}", "--downstream"], ExitCode.DATA, "has no held-out images"),
         (["{plain}"], ExitCode.USAGE, "--data DATA_OR_FOLDER"),
         (["{few}", "--data", "{plain}"], ExitCode.DATA, "3 made images are too few"),
         (["{mixed}", "--data", "{plain}"], ExitCode.DATA, "different sizes"),

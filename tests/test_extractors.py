@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffkit.compose.evaluation import Reference
+from diffkit.compose.reference import Reference
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.extractors import weights as module
 from diffkit.extractors.lite0 import lite0

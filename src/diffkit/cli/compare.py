@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit.cli.options import PART, Against, AsJson, Count, Data, Device, Extractor, Metric, Precision, Seed
+
 if TYPE_CHECKING:
     from diffkit.measure.estimate import Estimate
     from diffkit.measure.tradeoff import Candidate
 
-PART = "NAME[:KEY=VALUE,...]"
-WAYS, MEASURE, MACHINE = "What is compared (each may be given several times)", "How it is measured", "Machine"
+WAYS = "What is compared (each may be given several times)"
 STEPS = (5, 10, 20, 40)
 SAMPLERS = ("euler", "heun", "dpmpp-2m")
 COUNT = 256
@@ -31,27 +32,19 @@ def compare(
         list[float] | None, typer.Option(help="By default the model's own.", rich_help_panel=WAYS)
     ] = None,
     scheduler: Annotated[list[str] | None, typer.Option(metavar=PART, rich_help_panel=WAYS)] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Real images; by default the first run's own.", rich_help_panel=MEASURE)
-    ] = None,
-    against: Annotated[
-        str, typer.Option(help="Which real images: all, train or holdout.", rich_help_panel=MEASURE)
-    ] = "all",
-    metric: Annotated[str, typer.Option(help="kid or frechet.", rich_help_panel=MEASURE)] = "kid",
-    extractor: Annotated[
-        str, typer.Option(metavar=PART, help="Features: lite0, inception, dinov2.", rich_help_panel=MEASURE)
-    ] = "lite0",
-    count: Annotated[
-        int, typer.Option("-n", "--count", min=20, help="Samples for each.", rich_help_panel=MEASURE)
-    ] = COUNT,
-    seed: Annotated[int, typer.Option(min=0, rich_help_panel=MEASURE)] = 0,
+    data: Data = None,
+    against: Against = "all",
+    metric: Metric = "kid",
+    extractor: Extractor = "lite0",
+    count: Count = COUNT,
+    seed: Seed = 0,
     save: Annotated[bool, typer.Option("--save", help="Keep each run's best choice as its sampling defaults.")] = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="New folder for compare.json and compare.png.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Measure ways of sampling side by side: distance to the real images, network calls, seconds.
 
@@ -61,7 +54,7 @@ def compare(
     from diffkit.compose import load_model
     from diffkit.compose.comparison import compare as compared
     from diffkit.compose.comparison import real_against_real, ways
-    from diffkit.compose.evaluation import AGAINST, Reference, own_data
+    from diffkit.compose.reference import AGAINST, Reference, own_data
     from diffkit.measure.scores import METRICS
 
     chosen_among("--against", against, AGAINST)

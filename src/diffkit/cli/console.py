@@ -18,7 +18,7 @@ from diffkit import durable
 from diffkit.errors import DiffkitError, did_you_mean
 
 if TYPE_CHECKING:
-    from diffkit.compose.evaluation import Working
+    from diffkit.compose.reference import Working
     from diffkit.measure.estimate import Estimate
 
 Result = TypeVar("Result")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffkit.cli.options import Against, Count, Data, Device, Extractor, Metric, Precision, Seed
+
 if TYPE_CHECKING:
     from diffkit.engine.snapshots import Averaged
     from diffkit.rundir import RunDir
 
-PART = "NAME[:KEY=VALUE,...]"
-SWEEP, MACHINE = "For a sweep", "Machine"
 COUNT = 256
 
 
@@ -26,30 +26,22 @@ def ema(
     sweep: Annotated[
         str | None, typer.Option(metavar="A..B", help="Measure lengths from A to B, such as 0.02..0.25.")
     ] = None,
-    points: Annotated[int, typer.Option(min=2, help="How many lengths.", rich_help_panel=SWEEP)] = 6,
-    metric: Annotated[str, typer.Option(help="kid or frechet.", rich_help_panel=SWEEP)] = "kid",
-    data: Annotated[
-        Path | None, typer.Option(help="Real images; by default the run's own.", rich_help_panel=SWEEP)
-    ] = None,
-    against: Annotated[
-        str, typer.Option(help="Which real images: all, train or holdout.", rich_help_panel=SWEEP)
-    ] = "all",
-    extractor: Annotated[
-        str, typer.Option(metavar=PART, help="Features: lite0, inception, dinov2.", rich_help_panel=SWEEP)
-    ] = "lite0",
-    count: Annotated[
-        int, typer.Option("-n", "--count", min=20, help="Samples for each length.", rich_help_panel=SWEEP)
-    ] = COUNT,
-    seed: Annotated[int, typer.Option(min=0, rich_help_panel=SWEEP)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = "auto",
+    points: Annotated[int, typer.Option(min=2, help="How many lengths a sweep has.")] = 6,
+    metric: Metric = "kid",
+    data: Data = None,
+    against: Against = "all",
+    extractor: Extractor = "lite0",
+    count: Count = COUNT,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Average a finished run's weights over any length, and find the best one.
 
     The length is the deviation of the averaging window over the whole training (sigma_rel of Karras et al. 2024).
     """
     from diffkit.cli.console import chosen_among
-    from diffkit.compose.evaluation import AGAINST
+    from diffkit.compose.reference import AGAINST
     from diffkit.errors import DiffkitError, ExitCode
     from diffkit.measure.scores import METRICS
     from diffkit.rundir import RunDir
@@ -102,7 +94,7 @@ def _sweep(
     from diffkit.cli.console import out as console
     from diffkit.compose import model_of
     from diffkit.compose.comparison import Way, compare
-    from diffkit.compose.evaluation import Reference, own_data
+    from diffkit.compose.reference import Reference, own_data
     from diffkit.engine.snapshots import averaged
 
     made = averaged(run.snapshots, lengths)

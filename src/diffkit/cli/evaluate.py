@@ -7,33 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit.cli.options import MEASURE, PART, Against, AsJson, Data, Device, Extractor, Precision, Seed
+
 if TYPE_CHECKING:
     from diffkit.compose.evaluation import Evaluation
 
-PART = "NAME[:KEY=VALUE,...]"
-WHAT, HOW, MACHINE = "What is compared", "How a model samples", "Machine"
+HOW = "How a model samples"
 
 
 def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, a model, or a folder of images.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Real images: a prepared set or a folder; of a run, its own.", rich_help_panel=WHAT),
-    ] = None,
-    against: Annotated[
-        str, typer.Option(help="Which real images: all, train or holdout.", rich_help_panel=WHAT)
-    ] = "all",
-    extractor: Annotated[
-        str, typer.Option(metavar=PART, help="Features: lite0, inception, dinov2.", rich_help_panel=WHAT)
-    ] = "lite0",
-    per_class: Annotated[bool, typer.Option("--per-class", help="Also class by class.", rich_help_panel=WHAT)] = False,
+    data: Data = None,
+    against: Against = "all",
+    extractor: Extractor = "lite0",
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Also class by class.", rich_help_panel=MEASURE)
+    ] = False,
     downstream: Annotated[
         bool,
-        typer.Option("--downstream", help="Also train classifiers: real, samples, both.", rich_help_panel=WHAT),
+        typer.Option("--downstream", help="Also train classifiers: real, samples, both.", rich_help_panel=MEASURE),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="New folder for evaluation.json and nearest.png.", rich_help_panel=WHAT),
+        typer.Option("-o", "--out", help="New folder for evaluation.json and nearest.png.", rich_help_panel=MEASURE),
     ] = None,
     count: Annotated[
         int | None, typer.Option("-n", "--count", min=1, help="Samples to make.", rich_help_panel=HOW)
@@ -42,13 +38,11 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(min=1, rich_help_panel=HOW)] = None,
     scheduler: Annotated[str | None, typer.Option(metavar=PART, rich_help_panel=HOW)] = None,
     guidance: Annotated[float | None, typer.Option(rich_help_panel=HOW)] = None,
-    seed: Annotated[int, typer.Option(min=0, rich_help_panel=HOW)] = 0,
+    seed: Seed = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Weights without averaging.", rich_help_panel=HOW)] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="Of the model: auto, float32 or bfloat16.", rich_help_panel=MACHINE)
-    ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Measure quality, and whether the model copies, with 95 % intervals.
 
@@ -57,8 +51,10 @@ def evaluate(
     """
     from diffkit.cli.console import chosen_among, drawn, print_json, require_vacant
     from diffkit.compose import load_model
-    from diffkit.compose.evaluation import AGAINST, SAMPLES, Reference, is_model, own_data, sampled, use_as_data
+    from diffkit.compose.evaluation import SAMPLES, is_model, use_as_data
     from diffkit.compose.evaluation import evaluate as measured
+    from diffkit.compose.reference import AGAINST, Reference, own_data
+    from diffkit.compose.sampled import sampled
     from diffkit.engine.devices import choose_device
     from diffkit.measure.images import open_images
     from diffkit.rundir import RunDir

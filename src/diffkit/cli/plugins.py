@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit.cli.options import AsJson
+
 if TYPE_CHECKING:
     from diffkit.registry import Part
 
@@ -18,7 +20,7 @@ def list_parts(
     kind: Annotated[
         str | None, typer.Argument(help="schedulers, predictions, samplers, backbones, datasets, extractors, trackers.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the parts that are installed, and the plugins that could not be loaded."""
     from diffkit.cli.console import listing, out, plain, print_json, say

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit.cli.options import PART, AsJson
+
 if TYPE_CHECKING:
     from diffkit.engine.prepare import Finished
 
@@ -17,7 +19,7 @@ def prepare(
         Path | None, typer.Option("-o", "--out", help="New folder for the data set; by default SOURCE-SIZE.")
     ] = None,
     source_part: Annotated[
-        str, typer.Option("--source", metavar="NAME[:KEY=VALUE,...]", help="Dataset source, with its options.")
+        str, typer.Option("--source", metavar=PART, help="Dataset source, with its options.")
     ] = "folder",
     size: Annotated[str, typer.Option(help="Pixels: 128, or height x width: 96x128.")] = "128",
     crop: Annotated[str, typer.Option(help="center, random or pad. The aspect ratio is always kept.")] = "center",
@@ -27,7 +29,7 @@ def prepare(
     min_side: Annotated[int, typer.Option(help="Reject images whose shorter side has fewer pixels.")] = 0,
     max_rejected: Annotated[str, typer.Option(help="Give up if more than this share is rejected.")] = "5%",
     workers: Annotated[int, typer.Option(help="Threads; 0 = one per core.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read every image once, crop it to one size, and pack them for training.
 

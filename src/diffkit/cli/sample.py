@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit.cli.options import PART, AsJson, Device, Precision
+
 if TYPE_CHECKING:
     from diffkit.compose import Model
     from diffkit.engine.sample import Plan
 
-PART = "NAME[:KEY=VALUE,...]"
 GRID_IMAGES = 100
 
 
@@ -36,9 +37,9 @@ def sample(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Weights as last trained, without averaging.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once; changes nothing else.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Make images: PNG files, in class folders when the model knows classes, samples.jsonl and grid.png."""
     import time

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit.cli.options import AsJson
+
 if TYPE_CHECKING:
     from diffkit.config import Settings
     from diffkit.engine.anatomy import StageFacts
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 def show(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_DATA_OR_MODEL")],
     verify: Annotated[bool, typer.Option("--verify", help="Also check every checksum.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a data set holds, or what a model is made of."""
     from diffkit.cli.console import listing

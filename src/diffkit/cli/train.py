@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit.cli.options import MACHINE, PART, Device
+
 if TYPE_CHECKING:
     from diffkit.engine.store import Store
     from diffkit.rundir import RunDir
 
-PART = "NAME[:KEY=VALUE,...]"
-LENGTH, MODEL, DATA, MACHINE = "Length and output", "Model", "Data", "Machine"
+LENGTH, MODEL, DATA = "Length and output", "Model", "Data"
 
 
 def train(
@@ -75,7 +76,7 @@ def train(
         list[str] | None,
         typer.Option(metavar=PART, help="Also report to tensorboard, wandb, mlflow, trackio.", rich_help_panel=LENGTH),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
+    device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in TOML; options override it.")] = None,
     settings: Annotated[

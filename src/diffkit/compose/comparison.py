@@ -7,8 +7,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffkit.compose.evaluation import Reference, Working, sampled
 from diffkit.compose.model import Model
+from diffkit.compose.reference import Reference, Working
+from diffkit.compose.sampled import sampled
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -37,13 +37,13 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def power_decay(images_seen: int, batch: int, gamma: float) -> float:
-    """The decay of one step of `batch` images, after which `images_seen` have been seen (eq. 4 there)."""
+    """The decay of one step of `batch` images, after which `images_seen` have been seen (section 3.1 there)."""
     return float((1 - batch / images_seen) ** (gamma + 1))
 
 
 @cache
 def gamma_of(length: float) -> float:
-    """The exponent whose profile has relative length sigma_rel = ((g + 1) / ((g + 2)^2 (g + 3)))^1/2 (eq. 3 there).
+    """The exponent whose profile has relative length sigma_rel = ((g + 1) / ((g + 2)^2 (g + 3)))^1/2.
 
     Raises ValueError outside 0 < length <= 12^-1/2 = 0.289, the length of a plain mean.
     """

@@ -1,0 +1,26 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PART = "NAME[:KEY=VALUE,...]"
+MEASURE, MACHINE = "How it is measured", "Machine"
+
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Real images: a prepared set or a folder; of a run, its own.", rich_help_panel=MEASURE),
+]
+Against = Annotated[str, typer.Option(help="Which real images: all, train or holdout.", rich_help_panel=MEASURE)]
+Extractor = Annotated[
+    str, typer.Option(metavar=PART, help="Features: lite0, inception, dinov2.", rich_help_panel=MEASURE)
+]
+Metric = Annotated[str, typer.Option(help="kid or frechet.", rich_help_panel=MEASURE)]
+Count = Annotated[int, typer.Option("-n", "--count", min=20, help="Samples for each.", rich_help_panel=MEASURE)]
+Seed = Annotated[int, typer.Option(min=0, help="Image i depends on the seed and on i.", rich_help_panel=MEASURE)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)]
+Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]

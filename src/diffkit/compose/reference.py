@@ -1,0 +1,162 @@
+"""Real images, looked at once, that made images are measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffkit.compose.model import Model
+from diffkit.compose.parts import completed
+from diffkit.config import PartChoice
+from diffkit.errors import DiffkitError, ExitCode
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from diffkit.measure.copying import View
+    from diffkit.measure.images import ImageSet
+    from diffkit.measure.scores import Names
+
+AGAINST = ("train", "holdout", "all")
+REAL = {"train": "Real images", "holdout": "Held-out images"}
+
+
+@dataclass(frozen=True)
+class Working:
+    """What is being done, and how much of it is done."""
+
+    what: str
+    done: int
+    total: int
+
+
+class Reference:
+    """Real images, looked at through one extractor: what made images are measured against, as often as one likes."""
+
+    def __init__(self, data: Path, extractor: str, device: torch.device) -> None:
+        """Raises DiffkitError for an unknown extractor or missing weights, and for images that cannot be read."""
+        from diffkit.measure.images import open_images
+
+        self.device = device
+        self.choice, build = completed("extractors", PartChoice.model_validate(extractor))
+        self.network: nn.Module = build().to(device)
+        self.names = _names(self.network, self.choice.name)
+        self.path = data
+        self.train, self.held_out = open_images(data)
+        self._features: dict[str, Tensor] = {}
+        self._pixels: dict[str, Tensor] = {}
+
+    def look(self) -> Generator[Working, None, None]:
+        """Compute what is seen of all real images, or take it from the cache."""
+        from diffkit.measure.copying import Pixels
+
+        for part, images in self.parts.items():
+            self._features[part] = yield from self._look(REAL[part], images, self.network, str(self.choice))
+            self._pixels[part] = yield from self._look(REAL[part], images, Pixels(), "pixels")
+
+    def features(self, part: str) -> Tensor:
+        """float32 [N, D] of "train", "holdout" or "all"; after `look`."""
+        import torch
+
+        if part == "all":
+            return torch.cat([self._features[each] for each in self.parts])
+        return self._features[part]
+
+    def labels(self, part: str) -> list[str | None] | None:
+        """A class name (or None) for each image of that part; None for a set without classes."""
+        chosen = [images for each, images in self.parts.items() if part in ("all", each)]
+        if any(images.labels is None for images in chosen):
+            return None
+        return [label for images in chosen for label in images.labels or ()]
+
+    def check_part(self, part: str) -> None:
+        """Raises DiffkitError if nothing was held out and that is what is asked for."""
+        if part == "holdout" and self.held_out is None:
+            raise DiffkitError(
+                f"{self.path} has no held-out images.",
+                "Compare with --against train, or prepare the images again with --holdout 5%.",
+                code=ExitCode.DATA,
+            )
+
+    def check_fits(self, model: Model) -> None:
+        """Raises DiffkitError unless the model's images can be compared with these."""
+        from diffkit.measure.images import check_shapes
+
+        spec = model.spec
+        check_shapes("the model", (spec.height, spec.width, spec.channels), str(self.path), self.train.shape)
+        unknown = sorted({*(self.labels("all") or ())} - {None, *spec.classes}, key=str)
+        if spec.classes and unknown:
+            raise DiffkitError(
+                f"{self.path} has a class '{unknown[0]}' that the model does not know.",
+                f"It knows: {', '.join(spec.classes)}.",
+                code=ExitCode.DATA,
+            )
+
+    @property
+    def parts(self) -> Mapping[str, ImageSet]:
+        """The sets there are."""
+        return {"train": self.train} | ({"holdout": self.held_out} if self.held_out else {})
+
+    def look_at(self, images: ImageSet) -> Generator[Working, None, Tensor]:
+        """Returns the features of other images."""
+        return (yield from self._look("Made images", images, self.network))
+
+    def look_for_copies(self, images: ImageSet, found: Tensor) -> Generator[Working, None, list[View]]:
+        """Returns the nearest training images of other images, by features (`found`) and by pixels."""
+        from diffkit.measure.copying import Pixels, View, mirrored, neighbours
+
+        pixels = yield from self._look("Made images", images, Pixels())
+        train = self._pixels["train"]
+        views = []
+        for made, held_out, versions in (
+            (found, self._features.get("holdout"), (self._features["train"],)),
+            (pixels, self._pixels.get("holdout"), (train, mirrored(train))),
+        ):
+            views.append(
+                View(
+                    made=neighbours(made, *versions),
+                    among_train=neighbours(versions[0], *versions, skip_self=True),
+                    held_out=None if held_out is None else neighbours(held_out, *versions),
+                )
+            )
+        return views
+
+    def _look(
+        self, what: str, images: ImageSet, network: nn.Module, kept_as: str = ""
+    ) -> Generator[Working, None, Tensor]:
+        """What this network sees of the images; `kept_as`: the name under which that is cached."""
+        import torch
+
+        from diffkit.measure.features import cached_features, features
+
+        batches = features(images, network, self.device)
+        if kept_as:
+            batches = cached_features(images, kept_as, network, self.device)
+        pieces: list[Tensor] = []
+        done = 0
+        for piece in batches:
+            pieces.append(piece)
+            done += len(piece)
+            yield Working(what, done, images.count)
+        return torch.cat(pieces)
+
+
+def own_data(model: Model, path: Path) -> Path:
+    """Where the data lie that the model was trained on. Raises DiffkitError if they are gone."""
+    data = Path(model.settings.data.path)
+    if not (data / "dataset.json").exists():
+        raise DiffkitError(
+            f"The data that {path} was trained on are no longer at {data}.",
+            "Name them: --data DATA.",
+            code=ExitCode.DATA,
+        )
+    return data
+
+
+def _names(network: nn.Module, name: str) -> Names:
+    from diffkit.measure.scores import Names
+
+    return Names(*getattr(network, "distance_names", (f"FD-{name}", f"KD-{name}")))

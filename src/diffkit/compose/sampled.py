@@ -1,0 +1,55 @@
+"""New images by a model, as a set that can be measured."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffkit.compose.model import Model
+from diffkit.compose.reference import Working
+
+if TYPE_CHECKING:
+    from diffkit.engine.sample import Plan
+    from diffkit.measure.images import ImageSet
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """New images, the network calls that each took, and the seconds that all took."""
+
+    images: ImageSet
+    calls: int
+    seconds: float
+
+
+def sampled(
+    model: Model, plan: Plan, count: int, labels: Sequence[str | None] | None
+) -> Generator[Working, None, Sampled]:
+    """Make `count` images, kept in a file that vanishes; yields progress.
+
+    `labels`: the classes of real images, in whose proportions the samples' classes are taken.
+    """
+    import numpy as np
+
+    from diffkit.measure.images import made
+
+    spec = model.spec
+    classes = _proportional(labels, count) if spec.classes and labels else None
+    codes = None if classes is None else [-1 if c is None else spec.classes.index(c) for c in classes]
+    with tempfile.TemporaryFile() as file:
+        pixels = np.memmap(file, np.uint8, "w+", shape=(count, spec.height, spec.width, spec.channels))
+    calls, begun = 0, time.perf_counter()
+    for batch in model.generate(plan, range(count), codes):
+        pixels[batch.indices] = batch.pixels
+        calls = batch.calls
+        yield Working("Sampling", batch.indices[-1] + 1, count)
+    return Sampled(made(pixels, classes, "the samples"), calls, time.perf_counter() - begun)
+
+
+def _proportional(labels: Sequence[str | None], count: int) -> list[str | None]:
+    """`count` labels that are distributed as these, spread evenly."""
+    ordered = sorted(labels, key=lambda label: label or "")
+    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
