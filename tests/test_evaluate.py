@@ -51,6 +51,17 @@ def test_a_run_is_evaluated_and_the_figures_are_kept_beside_it(dataset: Path, tm
     assert "grows as images get fewer" in again.stderr
 
 
+def test_a_model_of_crops_is_measured_against_crops(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert call_diffkit("train", dataset, "-o", run, "--size", 8, "--steps", 1, *TINY).returncode == 0
+    done = call_diffkit("evaluate", run, "-n", 20, "--steps", 1, "--json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    train, held_out = open_images(dataset, (8, 8))
+    assert (train.shape, held_out.shape) == ((8, 8, 3), (8, 8, 3))  # type: ignore[union-attr]
+    whole = open_images(dataset)[0].read(np.arange(3))
+    assert np.array_equal(train.read(np.arange(3)), whole[:, 2:10, 2:10])
+
+
 def test_real_images_against_themselves_are_perfect_copies(dataset: Path, tmp_path: Path) -> None:
     done = call_diffkit("evaluate", dataset, "--data", dataset, "--against", "train", "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr

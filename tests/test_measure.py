@@ -218,6 +218,8 @@ def test_one_view_that_sees_a_copy_is_enough_and_mirrored_copies_are_seen() -> N
     among_train, unseen = neighbours(train, *versions, skip_self=True), neighbours(held_out, *versions)
     flipped = neighbours(Pixels()(images[:30].flip(-1)), *versions)
     assert flipped.indices[:, 0].tolist() == list(range(30))
+    assert all(len(set(row)) == 50 for row in flipped.indices.tolist())
+    assert (flipped.distances.diff(dim=1) >= 0).all()
     blind = neighbours(held_out[:30], *versions)
     verdict = copying([View(blind, among_train, unseen), View(flipped, among_train, unseen)])
     assert verdict.rate.value == 1

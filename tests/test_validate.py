@@ -105,6 +105,30 @@ def test_the_best_model_is_kept_with_the_history_over_a_resumption(dataset: Path
     assert made.returncode == 0, made.stderr
 
 
+def test_the_best_model_can_be_the_nearest_to_the_training_images(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("diffkit.compose.training.MEASURED_IMAGES", 24)
+    run = tmp_path / "run"
+    for steps in (4, 8):
+        options = ("--steps", steps, "--best", "kid", "--preview-every", 16, "--set", "sample.steps=2", *TINY)
+        done = call_diffkit("train", dataset, "-o", run, *options)
+        assert done.returncode == 0, done.stderr
+        assert "KD-lite0" in done.stderr
+    records = read_lines(run / "evaluations.jsonl")
+    assert [record["images_seen"] for record in records] == [16, 32, 48, 64]
+    lowest = min(records, key=lambda record: record["metrics"][0]["value"])
+    assert read_model_header(run / "best.safetensors")["images_seen"] == lowest["images_seen"]
+    page = call_diffkit("report", run, "--no-trajectory")
+    assert page.returncode == 0, page.stderr
+    assert "KD-lite0" in (run / "report.html").read_text()
+    for option, words in (("fid", "Choose holdout, kid"), ("kid", "Leave --preview-every 0 out")):
+        done = call_diffkit("train", dataset, "-o", run, "--steps", 9, "--best", option, "--preview-every", 0, *TINY)
+        assert done.returncode == ExitCode.USAGE
+        assert words in done.stderr
+
+
 @pytest.mark.slow
 def test_a_training_on_few_images_is_stopped_when_it_begins_to_memorise(tmp_path: Path) -> None:
     """Noise images: little can be learnt of the held-out ones. The same command again trains no further."""

@@ -54,7 +54,7 @@ def compare(
     from diffkit.compose import load_model
     from diffkit.compose.comparison import compare as compared
     from diffkit.compose.comparison import real_against_real, ways
-    from diffkit.compose.reference import AGAINST, Reference, own_data
+    from diffkit.compose.reference import AGAINST, Reference
     from diffkit.measure.scores import METRICS
 
     chosen_among("--against", against, AGAINST)
@@ -62,8 +62,7 @@ def compare(
     if out is not None:
         require_vacant(out)
     models = [({"run": str(path)}, load_model(path, device=device, precision=precision)) for path in runs]
-    first = models[0][1]
-    reference = Reference(data or own_data(first, runs[0]), extractor, first.device)
+    reference = Reference.of(models[0][1], runs[0], data, extractor)
     asked = ways(models, sampler or SAMPLERS, scheduler or [None], steps or STEPS, guidance or [None])
     found = drawn(compared(reference, against, metric, asked, count, seed))
     chosen = _chosen(found)

@@ -94,12 +94,12 @@ def _sweep(
     from diffkit.cli.console import out as console
     from diffkit.compose import model_of
     from diffkit.compose.comparison import Way, compare
-    from diffkit.compose.reference import Reference, own_data
+    from diffkit.compose.reference import Reference
     from diffkit.engine.snapshots import averaged
 
     made = averaged(run.snapshots, lengths)
     models = [model_of(each.tensors, each.header, run.model, device=device, precision=precision) for each in made]
-    reference = Reference(data or own_data(models[0], run.path), extractor, models[0].device)
+    reference = Reference.of(models[0], run.path, data, extractor)
     asked = [Way(model, {"length": each.length}) for model, each in zip(models, made, strict=True)]
     found = drawn(compare(reference, against, metric, asked, count, seed))
     best = min(found, key=lambda each: each.metric.value)

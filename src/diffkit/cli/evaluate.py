@@ -53,7 +53,7 @@ def evaluate(
     from diffkit.compose import load_model
     from diffkit.compose.evaluation import SAMPLES, is_model, use_as_data
     from diffkit.compose.evaluation import evaluate as measured
-    from diffkit.compose.reference import AGAINST, Reference, own_data
+    from diffkit.compose.reference import AGAINST, Reference
     from diffkit.compose.sampled import sampled
     from diffkit.engine.devices import choose_device
     from diffkit.measure.images import open_images
@@ -66,7 +66,7 @@ def evaluate(
     if is_model(target):
         model = load_model(target, device=device, precision=precision, raw=raw)
         plan = model.plan(sampler=sampler, scheduler=scheduler, steps=steps, guidance=guidance, seed=seed)
-        reference = Reference(data or own_data(model, target), extractor, model.device)
+        reference = Reference.of(model, target, data, extractor)
         reference.check_part(against)
         reference.check_fits(model)
         wanted = count or min(SAMPLES, max(reference.train.count, 100))

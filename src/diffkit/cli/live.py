@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from diffkit.cli.console import bytes_text, clock, err, plain, say
+from diffkit.cli.console import bytes_text, clock, err, figure, plain, say
 from diffkit.errors import ExitCode
 
 if TYPE_CHECKING:
     from diffkit.compose import Dropped, Trackers, Training
+    from diffkit.compose.reference import Reference
     from diffkit.engine.session import Cadence, Ended, Event
     from diffkit.engine.train import Progress as Step
 
@@ -52,13 +53,17 @@ class Stopper:
         os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")
 
 
-def draw(training: Training, cadence: Cadence, stopper: Stopper, trackers: Trackers) -> Ended:
+def draw(
+    training: Training, cadence: Cadence, stopper: Stopper, trackers: Trackers, reference: Reference | None
+) -> Ended:
     """Run the training and show it; if whoever reads the display goes away, train on unseen."""
     from diffkit.engine.session import Ended
     from diffkit.engine.train import Progress as Step
 
     report_every = 1 if training.device.type == "cpu" else max(1, 2048 // training.recipe.batch_size)
-    events = training.start(cadence, report_every=report_every, should_stop=stopper, trackers=trackers)
+    events = training.start(
+        cadence, report_every=report_every, should_stop=stopper, trackers=trackers, reference=reference
+    )
     display = _on_terminal if err.is_terminal else _in_lines
     ended: Ended | None = None
     figures = _Figures(training, cadence)
@@ -117,7 +122,7 @@ class _Figures:
 
 def _event_line(event: Event | Dropped) -> str | None:
     from diffkit.compose import Dropped
-    from diffkit.engine.session import Previewed, Saved
+    from diffkit.engine.session import Measured, Previewed, Saved
     from diffkit.engine.validate import Validated
 
     if isinstance(event, Dropped):
@@ -126,6 +131,9 @@ def _event_line(event: Event | Dropped) -> str | None:
         return f"  saved at {event.images_seen:,} images ({event.seconds:.1f} s)"
     if isinstance(event, Previewed):
         return f"  samples at {event.images_seen:,} images: {plain(str(event.path))}"
+    if isinstance(event, Measured):
+        between = f"({figure(event.low)} to {figure(event.high)})"
+        return f"  {event.name} {figure(event.value)} {between} at {event.images_seen:,} images"
     if isinstance(event, Validated):
         losses = f"held-out loss {event.holdout_loss:.4f}, training {event.training_loss:.4f}, gap {event.gap:+.1%}"
         return f"  {losses} at {event.images_seen:,} images"

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from diffkit.compose import Training
+    from diffkit.compose.reference import Reference
     from diffkit.engine.session import Cadence
     from diffkit.engine.store import Store
     from diffkit.rundir import RunDir
@@ -28,14 +29,18 @@ class Start:
     save_seconds: float
     validate_every: int
     stop_when: Any
+    best: str = "holdout"
     track: list[str] = field(default_factory=list)
 
 
-def check_rule(start: Start, store: Store) -> None:
-    """Raises DiffkitError if the stopping rule cannot be followed."""
+def check_wishes(start: Start, store: Store) -> None:
+    """Raises DiffkitError if the stopping rule, or the choice of the best model, cannot be followed."""
     from diffkit.cli.console import chosen_among
     from diffkit.errors import DiffkitError, ExitCode
 
+    chosen_among("--best", start.best, ["holdout", "kid"])
+    if start.best == "kid" and start.preview_every == 0:
+        raise DiffkitError("--best kid is measured whenever samples are drawn.", "Leave --preview-every 0 out.")
     rule = start.stop_when
     if rule is None:
         return
@@ -86,7 +91,7 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
             return
         stack.enter_context(trackers)
         _record_session(training, cadence, start.track)
-        ended = draw(training, cadence, stopper, trackers)
+        ended = draw(training, cadence, stopper, trackers, _reference(start, training))
     if ended.reason == "stopped":
         say(f"Stopped and saved after {ended.images_seen:,} images. The same command goes on from there.")
         raise typer.Exit(int(ExitCode.RESUMABLE))
@@ -112,6 +117,18 @@ def _say_why(rule: str, training: Training) -> None:
     else:
         say(f"{seen} no longer falls; it was lowest at {turn.images_seen:,}. Leave --stop-when out to go on.")
     next_command(f"diffkit sample {training.run.best}")
+
+
+def _reference(start: Start, training: Training) -> Reference | None:
+    """The training images as the extractor sees them, if the best model is to be the nearest to them."""
+    if start.best != "kid":
+        return None
+    from diffkit.cli.console import drawn
+    from diffkit.compose.reference import Reference
+
+    reference = Reference.of(training.model(), training.run.path, training.store.path, "lite0")
+    drawn(reference.look())
+    return reference
 
 
 def _cadence(start: Start, training: Training) -> Cadence:

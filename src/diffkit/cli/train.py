@@ -42,6 +42,10 @@ def train(
         str | None,
         typer.Option(metavar="RULE", help="Also stop when memorizing, or at a plateau.", rich_help_panel=LENGTH),
     ] = None,
+    best: Annotated[
+        str,
+        typer.Option(metavar="METRIC", help="best.safetensors is by held-out loss, or by kid.", rich_help_panel=LENGTH),
+    ] = "holdout",
     save_every: Annotated[
         str, typer.Option(metavar="DURATION", help="Time between checkpoints.", rich_help_panel=LENGTH)
     ] = "10m",
@@ -88,7 +92,7 @@ def train(
     Ctrl-C saves and stops. Without --steps, --epochs or --time it trains for a length that suits the data.
     """
     from diffkit.cli.console import duration
-    from diffkit.cli.start import Start, begin, check_rule
+    from diffkit.cli.start import Start, begin, check_wishes
     from diffkit.config import Settings, put, put_part, read_toml, set_from_text
     from diffkit.engine.store import Store
     from diffkit.errors import DiffkitError
@@ -129,9 +133,10 @@ def train(
         save_seconds=duration(save_every),
         validate_every=validate_every,
         stop_when=stop_when,
+        best=best,
         track=track or [],
     )
-    check_rule(start, store)
+    check_wishes(start, store)
     begin(start, given, store, _run_dir(out, data, given, store))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from diffkit.compose.model import Model
 from diffkit.compose.parts import completed
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from diffkit.measure.images import ImageSet
     from diffkit.measure.scores import Names
 
+Result = TypeVar("Result")
+
 AGAINST = ("train", "holdout", "all")
 REAL = {"train": "Real images", "holdout": "Held-out images"}
 
@@ -33,11 +35,23 @@ class Working:
     total: int
 
 
+def run_through(work: Generator[Working, None, Result]) -> Result:
+    """The result of work whose progress nobody looks at."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
 class Reference:
     """Real images, looked at through one extractor: what made images are measured against, as often as one likes."""
 
-    def __init__(self, data: Path, extractor: str, device: torch.device) -> None:
-        """Raises DiffkitError for an unknown extractor or missing weights, and for images that cannot be read."""
+    def __init__(self, data: Path, extractor: str, device: torch.device, crop: tuple[int, int] | None = None) -> None:
+        """`crop`: for a model that was trained on crops of larger prepared images.
+
+        Raises DiffkitError for an unknown extractor or missing weights, and for images that cannot be read.
+        """
         from diffkit.measure.images import open_images
 
         self.device = device
@@ -45,15 +59,23 @@ class Reference:
         self.network: nn.Module = build().to(device)
         self.names = _names(self.network, self.choice.name)
         self.path = data
-        self.train, self.held_out = open_images(data)
+        self.train, self.held_out = open_images(data, crop)
         self._features: dict[str, Tensor] = {}
         self._pixels: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, model: Model, run: Path, data: Path | None, extractor: str) -> Reference:
+        """For the images of a model: the data given, or its own. Raises DiffkitError if they cannot be compared."""
+        crop = (model.spec.height, model.spec.width) if model.settings.data.size else None
+        return cls(data or own_data(model, run), extractor, model.device, crop)
 
     def look(self) -> Generator[Working, None, None]:
         """Compute what is seen of all real images, or take it from the cache."""
         from diffkit.measure.copying import Pixels
 
         for part, images in self.parts.items():
+            if part in self._features:
+                continue
             self._features[part] = yield from self._look(REAL[part], images, self.network, str(self.choice))
             self._pixels[part] = yield from self._look(REAL[part], images, Pixels(), "pixels")
 

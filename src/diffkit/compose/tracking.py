@@ -89,7 +89,7 @@ class Trackers:
 
 def told(event: Event) -> Told:
     """What trackers are told of an event: figures and pictures by name."""
-    from diffkit.engine.session import Previewed
+    from diffkit.engine.session import Measured, Previewed
     from diffkit.engine.train import Progress
     from diffkit.engine.validate import Validated
 
@@ -100,6 +100,8 @@ def told(event: Event) -> Told:
         figures = {"holdout/loss": event.holdout_loss, "holdout/training_loss": event.training_loss}
         levels = {f"holdout/loss_at_s_{s:.3g}": loss for s, loss in zip(event.levels, event.holdout, strict=True)}
         return figures | {"holdout/gap": event.gap} | levels, {}
+    if isinstance(event, Measured):
+        return {f"metric/{event.name}": event.value}, {}
     if isinstance(event, Previewed):
         colours = {f"colour/mean_{channel}": value for channel, value in enumerate(event.colour_mean)}
         return colours, {"samples": event.path}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.model import Model, model_path
 from diffkit.compose.parts import bound, denoiser_of, dummy_inputs, levels
+from diffkit.compose.reference import run_through
 from diffkit.compose.settings import new_settings, resumed_settings, training_spec
 from diffkit.config import Settings, to_tables
 from diffkit.errors import DiffkitError, ExitCode
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from diffkit.compose.reference import Reference
     from diffkit.compose.tracking import Dropped, Trackers
     from diffkit.core.denoiser import Denoiser
     from diffkit.engine.batches import Batches
-    from diffkit.engine.session import Cadence, Event, Previewed
+    from diffkit.engine.session import Cadence, Event, Measured, Previewed
     from diffkit.engine.store import Store
     from diffkit.engine.train import Recipe, State
     from diffkit.engine.validate import Validated
 
-PREVIEW_IMAGES = 64
+PREVIEW_IMAGES, MEASURED_IMAGES = 64, 256
 
 
 @dataclass
@@ -51,15 +53,20 @@ class Training:
         report_every: int,
         should_stop: Callable[[], bool],
         trackers: Trackers | None = None,
+        reference: Reference | None = None,
     ) -> Iterator[Event | Dropped]:
-        """Train, yielding events; everything is written into the run directory, and told to the trackers."""
+        """Train, yielding events; everything is written into the run directory, and told to the trackers.
+
+        The best model is that with the lowest held-out loss or, if a `reference` is given (looked at already), the
+        lowest kernel distance to it, measured whenever a preview is made.
+        """
         from diffkit.core.denoiser import squared_error
         from diffkit.engine.session import Chores, session
         from diffkit.engine.train import train
 
         self.run.rewind_metrics(self.state.images_seen)
         history = self.history()
-        validate = self._validation(history) if cadence.validate_every else None
+        validate = self._validation(history, keep=reference is None) if cadence.validate_every else None
         steps = train(
             self.state,
             self.denoiser,
@@ -75,6 +82,7 @@ class Training:
             preview=self.preview,
             validate=validate,
             snapshot=self.snapshot,
+            measure=None if reference is None else self._measurement(reference),
             over=lambda: cadence.stop_when is not None and self.over(cadence.stop_when, history),
             should_stop=should_stop,
         )
@@ -98,8 +106,8 @@ class Training:
 
         return RULES[rule](history)
 
-    def _validation(self, history: list[Validated]) -> Callable[[], Validated]:
-        """Measure the held-out loss, add it to the history, and keep the model if none was better."""
+    def _validation(self, history: list[Validated], *, keep: bool) -> Callable[[], Validated]:
+        """Measure the held-out loss, add it to the history and, if wanted, keep the model if none was better."""
         from diffkit.engine.stopping import best
         from diffkit.engine.validate import Validation
 
@@ -108,11 +116,47 @@ class Training:
         def validate() -> Validated:
             found = validation(replace(self.denoiser, network=self.state.average), self.state.images_seen)
             history.append(found)
-            if best(history) is found:
+            if keep and best(history) is found:
                 self._write_model(self.run.best)
             return found
 
         return validate
+
+    def _measurement(self, reference: Reference) -> Callable[[], Measured]:
+        """Compare samples with the real images, note it, and keep the model if none was nearer."""
+        from diffkit.compose.comparison import Way, compare
+        from diffkit.durable import append_line, read_lines
+        from diffkit.engine.session import Measured
+
+        kept = [
+            record["metrics"][0]["value"]
+            for record in read_lines(self.run.evaluations)
+            if record.get("while_training") and record["images_seen"] <= self.state.images_seen
+        ]
+
+        def measure() -> Measured:
+            seen = self.state.images_seen
+            (found,) = run_through(
+                compare(reference, "train", "kid", [Way(self.model(), {})], MEASURED_IMAGES, self.recipe.seed)
+            )
+            record = {
+                "images_seen": seen,
+                "while_training": True,
+                "extractor": str(reference.choice),
+                "samples": found.images,
+                **found.settings,
+                "metrics": [found.metric.to_dict()],
+                "floor": [],
+                "reference": {"path": str(reference.path), "part": "train", "images": reference.train.count},
+            }
+            append_line(self.run.evaluations, record)
+            if all(found.metric.value < value for value in kept):
+                self._write_model(self.run.best)
+            kept.append(found.metric.value)
+            assert found.metric.low is not None and found.metric.high is not None
+            return Measured(seen, found.metric.name, found.metric.value, found.metric.low, found.metric.high)
+
+        return measure
 
     def check(self) -> None:
         """Raises DiffkitError now for a schedule or a preview that would fail later."""

@@ -33,6 +33,17 @@ class Previewed:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Samples have been compared with the real images: a distance by its name, with its 95 % interval."""
+
+    images_seen: int
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Ended:
     """Why it ended: all images seen, time up, asked to stop (by a signal: resumable), or by a stopping rule."""
 
@@ -40,7 +51,7 @@ class Ended:
     reason: Reason
 
 
-Event: TypeAlias = "Progress | Saved | Previewed | Validated | Ended"
+Event: TypeAlias = "Progress | Saved | Previewed | Validated | Measured | Ended"
 
 
 @dataclass(frozen=True)
@@ -59,13 +70,15 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Chores:
-    """What a session does beside training. `validate`: None without held-out images; `over`: a rule wants to stop."""
+    """What a session does beside training. `validate`: None without held-out images; `measure`: beside each preview,
+    None if that is not wanted; `over`: a rule wants to stop."""
 
     save: Callable[[], None]
     preview: Callable[[], Previewed]
     validate: Callable[[], Validated] | None
     snapshot: Callable[[], None]
     over: Callable[[], bool]
+    measure: Callable[[], Measured] | None
     should_stop: Callable[[], bool]
 
 
@@ -91,7 +104,7 @@ def session(state: State, steps: Iterator[Progress], cadence: Cadence, chores: C
         if not last and _crossed(before, now, cadence.snapshot_every):
             chores.snapshot()
         if not stopped and not last and _crossed(before, now, cadence.preview_every):
-            yield chores.preview()
+            yield from _show(chores)
         before = now
         if stopped or (late and not last):
             reason = "stopped" if stopped else "time"
@@ -104,8 +117,14 @@ def session(state: State, steps: Iterator[Progress], cadence: Cadence, chores: C
     if reason != "stopped" and cadence.snapshot_every:
         chores.snapshot()
     if reason != "stopped" and cadence.preview_every:
-        yield chores.preview()
+        yield from _show(chores)
     yield Ended(state.images_seen, reason)
+
+
+def _show(chores: Chores) -> Iterator[Event]:
+    yield chores.preview()
+    if chores.measure:
+        yield chores.measure()
 
 
 def _save(state: State, save: Callable[[], None]) -> Saved:

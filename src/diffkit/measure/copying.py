@@ -21,6 +21,7 @@ NEIGHBOURS = 50
 QUANTILE = 0.005
 ACCEPTED = 0.02
 SIDE = 16
+ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,21 @@ def mirrored(pixels: Tensor) -> Tensor:
 def neighbours(queries: Tensor, *train: Tensor, skip_self: bool = False) -> Neighbours:
     """queries [N, D] among training images, each in one or more versions [M, D]; `skip_self`: queries are the same."""
     found = [nearest(queries, version, NEIGHBOURS, skip_self=skip_self) for version in train]
+    count = found[0][0].shape[1]
     distances, order = torch.cat([each for each, _ in found], 1).sort(1)
     indices = torch.cat([each for _, each in found], 1).gather(1, order)
-    distances, indices = distances[:, :NEIGHBOURS], indices[:, :NEIGHBOURS]
+    if len(train) > 1:
+        distances = torch.cat([_once(*rows) for rows in zip(distances.split(ROWS), indices.split(ROWS), strict=True)])
+        distances, order = distances.sort(1)
+        indices = indices.gather(1, order)
+    distances, indices = distances[:, :count], indices[:, :count]
     return Neighbours(distances, indices, distances[:, 0] / distances[:, 1:].mean(1).clamp(min=1e-12))
+
+
+def _once(distances: Tensor, indices: Tensor) -> Tensor:
+    """The distances, infinite where a nearer version of the same image stands further left."""
+    repeated = (indices[:, :, None] == indices[:, None, :]).tril(-1).any(2)
+    return distances.masked_fill(repeated, torch.inf)
 
 
 def copying(views: Sequence[View]) -> Copying:

@@ -60,14 +60,16 @@ def spread(count: int, wanted: int) -> Indices:
     return np.sort(chosen)
 
 
-def open_images(path: Path) -> tuple[ImageSet, ImageSet | None]:
+def open_images(path: Path, crop: tuple[int, int] | None = None) -> tuple[ImageSet, ImageSet | None]:
     """The images at `path`, and those that were held out (None = there are none, or it is no prepared set).
 
+    `crop`: height and width of the centre to be taken from larger prepared images, as training takes crops of them.
     Raises DiffkitError where there is nothing to read, or where sizes differ.
     """
     if (path / INDEX_FILE).exists():
         store = Store.open(path)
-        return _prepared(store, "train"), _prepared(store, "holdout") if store.holdout_count else None
+        size = (store.spec.height, store.spec.width) if crop is None else crop
+        return _prepared(store, "train", size), _prepared(store, "holdout", size) if store.holdout_count else None
     return _loose(path), None
 
 
@@ -101,8 +103,9 @@ def _words(shape: tuple[int, int, int]) -> str:
     return f"{shape[0]}x{shape[1]} images in {'gray' if shape[2] == 1 else 'colour'}"
 
 
-def _prepared(store: Store, part: str) -> ImageSet:
-    spec = store.spec
+def _prepared(store: Store, part: str, size: tuple[int, int]) -> ImageSet:
+    spec, (height, width) = store.spec, size
+    top, left = (spec.height - height) // 2, (spec.width - width) // 2
     count = store.count if part == "train" else store.holdout_count
     codes = store.gather(np.arange(count), part)[1]
     labels = None if codes is None else tuple(spec.classes[code] if code >= 0 else None for code in codes.tolist())
@@ -116,11 +119,11 @@ def _prepared(store: Store, part: str) -> ImageSet:
     return ImageSet(
         path=str(store.path),
         count=count,
-        shape=(spec.height, spec.width, spec.channels),
+        shape=(height, width, spec.channels),
         labels=labels,
-        read=lambda indices: store.gather(indices, part)[0],
+        read=lambda indices: store.gather(indices, part)[0][:, top : top + height, left : left + width],
         name=name,
-        fingerprint=f"{store.fingerprint}-{part}",
+        fingerprint=f"{store.fingerprint}-{part}-{height}x{width}",
     )
 
 

@@ -46,7 +46,8 @@ def page(run: Path, facts: Facts, records: Records) -> str:
     )
     environment.filters["figure"] = _figure
     frames = _frames(run, records)
-    latest = records.evaluations[-1] if records.evaluations else None
+    whole = [each for each in records.evaluations if each.get("copying")]
+    latest = next(iter(reversed(whole or records.evaluations)), None)
     return environment.get_template("page.html.j2").render(
         generator=GENERATOR,
         made=time.strftime("%Y-%m-%d %H:%M"),
