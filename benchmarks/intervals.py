@@ -13,10 +13,9 @@ import torch
 from common import write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from test_measure import gaussians, true_frechet, true_kernel
-
 from diffkit.measure.frechet import frechet, frechet_interval
 from diffkit.measure.kernel import kernel_distance
+from test_measure import gaussians, true_frechet, true_kernel
 
 DRAWS = 400
 CASES = [  # dimensions, images of each, shift of the mean, stretch of the covariance

@@ -150,20 +150,16 @@ class Reference:
         self, what: str, images: ImageSet, network: nn.Module, kept_as: str = ""
     ) -> Generator[Working, None, Tensor]:
         """What this network sees of the images; `kept_as`: the name under which that is cached."""
-        import torch
+        from diffkit.measure.features import features
 
-        from diffkit.measure.features import cached_features, features
-
-        batches = features(images, network, self.device)
-        if kept_as:
-            batches = cached_features(images, kept_as, network, self.device)
-        pieces: list[Tensor] = []
-        done = 0
-        for piece in batches:
-            pieces.append(piece)
-            done += len(piece)
+        steps = features(images, network, self.device, kept_as)
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                found: Tensor = end.value
+                return found
             yield Working(what, done, images.count)
-        return torch.cat(pieces)
 
 
 def own_data(model: Model, path: Path) -> Path:

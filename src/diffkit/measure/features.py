@@ -1,10 +1,10 @@
-"""Features of image sets: computed in batches, kept in a cache under the images' fingerprint."""
+"""Features of image sets: computed batch by batch, kept in a cache under the images' fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,37 +16,46 @@ from diffkit import durable
 from diffkit.errors import DiffkitError
 from diffkit.measure.images import ImageSet
 
-BATCH = 64
+BATCH = 32
 VERSION = 1
 
 
-def features(images: ImageSet, extractor: nn.Module, device: torch.device) -> Iterator[Tensor]:
-    """float32 [B, D] on the CPU, batch by batch, in the set's order; gray images are shown in three equal channels."""
+def features(
+    images: ImageSet, extractor: nn.Module, device: torch.device, name: str = ""
+) -> Generator[int, None, Tensor]:
+    """Returns float32 [N, D] on the CPU, in the set's order; yields the number of images that have been looked at.
+
+    Gray images are shown in three equal channels. `name`, the extractor with its options written out: then the features
+    are taken from the cache, or put there, if the images can be told from others.
+    """
+    path = _cache_file(images, name) if name else None
+    if path is not None and (kept := _kept(path)) is not None:
+        return kept
+    found = torch.empty(0)
     for start in range(0, images.count, BATCH):
-        pixels = images.read(np.arange(start, min(start + BATCH, images.count)))
+        end = min(start + BATCH, images.count)
+        pixels = images.read(np.arange(start, end))
         stored = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(device)
         with torch.inference_mode():
-            found = extractor(stored.expand(-1, 3, -1, -1))
-        yield found.float().cpu()
-
-
-def cached_features(images: ImageSet, name: str, extractor: nn.Module, device: torch.device) -> Iterator[Tensor]:
-    """`features`, from the cache if they are there. `name` is the extractor with its options, written out."""
-    path = _cache_file(images, name)
-    if path is not None and path.exists():
-        try:
-            kept = torch.from_numpy(np.load(path))
-        except (OSError, ValueError):
-            path.unlink(missing_ok=True)  # cut off or damaged: computed again
-        else:
-            yield kept
-            return
-    pieces = []
-    for piece in features(images, extractor, device):
-        pieces.append(piece)
-        yield piece
+            piece = extractor(stored.expand(-1, 3, -1, -1))
+        if not start:
+            found = torch.empty(images.count, piece.shape[1])
+        found[start:end] = piece
+        yield end
     if path is not None:
-        _keep(path, torch.cat(pieces))
+        _keep(path, found)
+    return found
+
+
+def _kept(path: Path) -> Tensor | None:
+    """What the cache has; a file that is cut off or damaged goes."""
+    if not path.exists():
+        return None
+    try:
+        return torch.from_numpy(np.load(path))
+    except (OSError, ValueError):
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _keep(path: Path, found: Tensor) -> None:
