@@ -213,7 +213,7 @@ class Training:
         }
 
     def preview(self) -> Previewed:
-        """A grid of samples by the averaged weights, a column for each class, and the samples' colours."""
+        """A grid of samples by the averaged weights, a row or a column for each class, and the samples' colours."""
         from diffkit.engine.pictures import colours, grid, save_png
         from diffkit.engine.session import Previewed
 
@@ -224,7 +224,10 @@ class Training:
         classes = self.spec.classes[:columns] or None
         images = model.sample(count, classes=classes, seed=self.recipe.seed)
         path = self.run.samples / f"images-{self.state.images_seen:012d}.png"
-        save_png(path, grid(images, columns))
+        shown, rows = images, count // columns
+        if classes and columns < rows:  # few classes: a row for each makes the wider picture
+            shown, columns = images.reshape(rows, columns, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape), rows
+        save_png(path, grid(shown, columns))
         return Previewed(self.state.images_seen, path, *colours(images))
 
     def model(self) -> Model:
