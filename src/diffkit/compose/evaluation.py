@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from diffkit.compose.reference import Reference, Working
+from diffkit.compose.reference import Reference, Working, told
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.rundir import RunDir
 
@@ -165,14 +165,8 @@ def use_as_data(reference: Reference, images: ImageSet) -> Generator[Working, No
     check_shapes(images.path, images.shape, str(reference.path), reference.train.shape)
     known = sorted({label for label in reference.train.labels or () if label is not None})
     sets = [_labelled(each, known) for each in (reference.train, images, reference.held_out)]
-    steps = downstream(sets[0], sets[1], sets[2], len(known), reference.device)
-    while True:
-        try:
-            done, total = next(steps)
-        except StopIteration as end:
-            found: Downstream = end.value
-            return found
-        yield Working("Classifiers", done, total)
+    work = downstream(sets[0], sets[1], sets[2], len(known), reference.device)
+    return (yield from told(work, lambda step: Working("Classifiers", *step)))
 
 
 def _labelled(images: ImageSet, known: Sequence[str]) -> Labelled:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffkit.measure.images import ImageSet
     from diffkit.measure.scores import Names
 
+Step = TypeVar("Step")
 Result = TypeVar("Result")
 
 AGAINST = ("train", "holdout", "all")
@@ -33,6 +34,16 @@ class Working:
     what: str
     done: int
     total: int
+
+
+def told(work: Generator[Step, None, Result], as_event: Callable[[Step], Working]) -> Generator[Working, None, Result]:
+    """The same work, each of its steps told as an event."""
+    while True:
+        try:
+            step = next(work)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        yield as_event(step)
 
 
 def run_through(work: Generator[Working, None, Result]) -> Result:
@@ -152,14 +163,8 @@ class Reference:
         """What this network sees of the images; `kept_as`: the name under which that is cached."""
         from diffkit.measure.features import features
 
-        steps = features(images, network, self.device, kept_as)
-        while True:
-            try:
-                done = next(steps)
-            except StopIteration as end:
-                found: Tensor = end.value
-                return found
-            yield Working(what, done, images.count)
+        work = features(images, network, self.device, kept_as)
+        return (yield from told(work, lambda done: Working(what, done, images.count)))
 
 
 def own_data(model: Model, path: Path) -> Path:
