@@ -17,7 +17,7 @@ from conftest import TINY, call_diffkit, run_diffkit
 from diffkit.compose.tracking import Dropped, Trackers, told
 from diffkit.config import Settings
 from diffkit.durable import read_lines
-from diffkit.engine.session import Previewed
+from diffkit.engine.session import Ended, Previewed
 from diffkit.engine.train import Progress
 from diffkit.engine.validate import Validated
 from diffkit.errors import DiffkitError, ExitCode
@@ -193,6 +193,21 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path: Path) -
         dropped = [each for event in validated for each in trackers.tell(event)]
     assert dropped == [Dropped("broken", "ConnectionError: the server is gone")]
     assert heard == [1, 2, 3]
+
+
+def test_steps_are_told_in_averages_and_the_last_of_them_at_the_end(tmp_path: Path) -> None:
+    heard: list[tuple[int, float]] = []
+
+    @contextmanager
+    def sound(run: TrackedRun) -> Iterator[Log]:
+        yield lambda images, figures, pictures: heard.append((images, figures["train/loss"]))
+
+    trackers = Trackers([], RunDir(tmp_path), Settings())
+    trackers.chosen = [(Settings().scheduler.model_copy(update={"name": "sound"}), sound)]
+    steps = [Progress(images, images, 1e-3, loss=images, grad_norm=1.5, images_per_second=100.0) for images in (8, 16)]
+    with trackers:
+        assert [each for event in (*steps, Ended(16, "done")) for each in trackers.tell(event)] == []
+    assert heard == [(16, 12.0)]
 
 
 def test_events_become_figures_and_pictures(tmp_path: Path) -> None:

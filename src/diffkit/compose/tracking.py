@@ -35,7 +35,8 @@ class Dropped:
 class Trackers:
     """Those that a start of a training was given; used as a context manager while it lasts.
 
-    Reports of steps are averaged over a second at least, so that no tracker holds up short steps.
+    Reports of steps are averaged over a second at least, or what is left at the end of the training, so that no tracker
+    holds up short steps and none of them goes untold.
     """
 
     def __init__(self, names: Sequence[str], run: RunDir, settings: Settings) -> None:
@@ -68,15 +69,23 @@ class Trackers:
 
     def tell(self, event: Event) -> Iterator[Dropped]:
         """Pass on what the event says; yields each tracker that failed."""
+        from diffkit.engine.session import Ended
+
         figures, pictures = told(event)
-        if not pictures and figures and "train/loss" in figures:
+        if "train/loss" in figures:
             self._steps.append(figures)
-            if time.monotonic() - self._told < SECONDS:
-                return
-            figures = {name: sum(each[name] for each in self._steps) / len(self._steps) for name in figures}
-            self._steps, self._told = [], time.monotonic()
-        if figures or pictures:
+            if time.monotonic() - self._told >= SECONDS:
+                yield from self._tell_steps(event.images_seen)
+        elif figures or pictures:
             yield from self._log(event.images_seen, figures, pictures)
+        if isinstance(event, Ended):
+            yield from self._tell_steps(event.images_seen)
+
+    def _tell_steps(self, images_seen: int) -> Iterator[Dropped]:
+        if self._steps:
+            figures = {name: sum(each[name] for each in self._steps) / len(self._steps) for name in self._steps[0]}
+            self._steps, self._told = [], time.monotonic()
+            yield from self._log(images_seen, figures, {})
 
     def _log(self, images_seen: int, figures: dict[str, float], pictures: dict[str, Path]) -> Iterator[Dropped]:
         for name, log in list(self._logs.items()):
