@@ -12,10 +12,11 @@ from functools import partial
 import torch
 from common import write
 
-from diffkit.core import samplers, schedules
+from diffkit.core import schedules
+from diffkit.core.samplers import multistep, onestep
 from diffkit.core.schedules import over_range, sampling_grid
 
-SAMPLERS = {"euler": (samplers.euler, 1), "heun": (samplers.heun, 2), "dpmpp-2m": (samplers.dpmpp_2m, 1)}
+SAMPLERS = {"euler": (onestep.euler, 1), "heun": (onestep.heun, 2), "dpmpp-2m": (multistep.dpmpp_2m, 1)}
 GRIDS = {
     "lognormal:mean=-1,std=3": partial(schedules.lognormal, mean=-1.0, std=3.0),
     "loglinear": schedules.loglinear,

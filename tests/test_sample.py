@@ -15,7 +15,8 @@ import diffkit
 from conftest import run_diffkit
 from diffkit.core.denoiser import Denoiser
 from diffkit.core.predictions import edm
-from diffkit.core.samplers import ancestral, dpmpp_2m
+from diffkit.core.samplers.multistep import dpmpp_2m
+from diffkit.core.samplers.onestep import ancestral
 from diffkit.core.schedules import loglinear, over_range, sampling_grid
 from diffkit.durable import read_lines
 from diffkit.engine.sample import Plan, sample

@@ -283,7 +283,7 @@ def test_good_samplers_pass() -> None:
         (only_the_first, r"x of shape \(3, 2, 4, 5\), got \(1, 2, 4, 5\)"),
         (yields_the_start, "5 states .* got 6"),
         (its_own_noise, "the same states from the same x and noise"),
-        (tensor_levels, "with s a Python float, got Tensor"),
+        (tensor_levels, "with s a Python float, or a float64 tensor .* got Tensor"),
         (looks_at_zero, "with s > 0, got s = 0.0"),
         (holds_inference_mode, "not held across a yield"),
         (too_much_noise, r"a deviation of 0\.\d+ after 4\d\d steps"),

@@ -18,14 +18,29 @@ def predictions() -> dict[str, str]:
 
 @hookimpl
 def samplers() -> dict[str, str]:
-    return {
-        "euler": "diffkit.core.samplers:euler",
-        "ddim": "diffkit.core.samplers:euler",
-        "ancestral": "diffkit.core.samplers:ancestral",
-        "ddpm": "diffkit.core.samplers:ancestral",
-        "heun": "diffkit.core.samplers:heun",
-        "dpmpp-2m": "diffkit.core.samplers:dpmpp_2m",
+    modules = {
+        "onestep": ["euler", "ancestral", "heun", "edm-stochastic", "dpm2", "dpmpp-2s"],
+        "multistep": ["dpmpp-2m", "dpmpp-3m", "dpmpp-2m-sde", "dpmpp-3m-sde", "unipc", "deis", "ipndm", "lms"],
+        "adaptive": ["adaptive"],
     }
+    found = {
+        name: f"diffkit.core.samplers.{module}:{name.replace('-', '_')}"
+        for module, names in modules.items()
+        for name in names
+    }
+    return {**found, "ddim": found["euler"], "ddpm": found["ancestral"]}
+
+
+@hookimpl
+def weightings() -> dict[str, str]:
+    names = ["min-snr", "soft-min-snr", "p2", "sigmoid"]
+    return {name: f"diffkit.core.weightings:{name.replace('-', '_')}" for name in names}
+
+
+@hookimpl
+def tasks() -> dict[str, str]:
+    names = ["super-resolution", "inpaint", "colorize", "translate"]
+    return {name: f"diffkit.core.tasks:{name.replace('-', '_')}" for name in names}
 
 
 @hookimpl

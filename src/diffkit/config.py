@@ -113,6 +113,7 @@ class TrainSettings(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     precision: Precision = "auto"
     init: str = Field("", description="the model that training started from")
+    learned_weighting: bool = Field(False, description="weigh the noise levels by their expected error, learned")
 
 
 class SampleSettings(_Section):
@@ -130,6 +131,8 @@ class Settings(_Section):
     scheduler: PartChoice = PartChoice(name="cosine")
     prediction: PartChoice = PartChoice(name="edm")
     backbone: PartChoice = PartChoice(name="unet")
+    weighting: PartChoice | None = Field(None, description="of the loss; by default the network's own output counts")
+    task: PartChoice | None = Field(None, description="image to image: what the network is shown")
     preset: str | None = Field(None, description="of the backbone; recorded as the options it stands for")
     data: DataSettings = DataSettings()
     noise: NoiseSettings = NoiseSettings()

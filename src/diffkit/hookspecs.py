@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from diffkit.interfaces import Backbone, DatasetSource, Extractor, Prediction, Sampler, Schedule, Tracker
+    from diffkit.interfaces import (
+        Backbone,
+        DatasetSource,
+        Extractor,
+        Prediction,
+        Sampler,
+        Schedule,
+        Task,
+        Tracker,
+        Weighting,
+    )
 
 hookspec = pluggy.HookspecMarker("diffkit")
 
@@ -49,6 +59,28 @@ def samplers() -> dict[str, Sampler | str]:
 
     x [B, C, H, W] starts at noise level sigmas[0]; the sampler yields x at sigmas[1], sigmas[2], ... The list is
     strictly monotone and usually falls to 0; it may end above 0, and it rises when an image is inverted.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def weightings() -> dict[str, Weighting | str]:
+    """Loss weightings, `(s, density, *, options) -> weights` of the squared error of the clean estimate.
+
+    All float64 [B]. `density` is that of the training's noise levels in log s. Only ratios matter: diffkit scales the
+    weights to a mean of 1 over the training.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def tasks() -> dict[str, Task | str]:
+    """Image-to-image tasks, `(images, draw, mask, *, options) -> conditioning image [B, C', H, W]`.
+
+    `images` [B, C, H, W] in [-1, 1] are the paired inputs of the data set if it has some, else its own images; when
+    sampling, the user's. `draw(n)` gives [B, n] numbers in (0, 1), the same for an image whatever its company. `mask`
+    is [B, 1, H, W] or None, and given only to a function whose attribute `takes_mask` is true; `needs_pairs` says that
+    it makes no sense without pairs.
     """
     raise NotImplementedError
 

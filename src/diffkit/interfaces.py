@@ -21,12 +21,21 @@ if TYPE_CHECKING:
     ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | Path | Callable[[], Image.Image]
 
 
+class Attribute(NamedTuple):
+    """A number that images are labelled with, and the least and the greatest of those in training."""
+
+    name: str
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class ImageSpec:
     """What a prepared data set holds, and so what a backbone is built for.
 
-    `height` and `width` in pixels, `channels` 1 (gray) or 3 (colour); `classes` are the label names, empty when
-    the set is unconditional; `image_channels` counts the channels of a conditioning image (0 = none).
+    `height` and `width` in pixels, `channels` 1 (gray) or 3 (colour); `classes` are the label names and `attributes`
+    the numbers beside them, both empty when the set is unconditional; `image_channels` counts the channels of a
+    conditioning image, or of the paired inputs that a data set holds (0 = none).
     """
 
     channels: int
@@ -35,18 +44,21 @@ class ImageSpec:
     classes: tuple[str, ...] = ()
     image_channels: int = 0
     dtype: str = "uint8"
+    attributes: tuple[Attribute, ...] = ()
 
     @property
     def label_width(self) -> int:
-        """K of the label tensor [B, K]: a class is one-hot, all zeros = no label."""
-        return len(self.classes)
+        """K of the label tensor [B, K]: a class is one-hot, an attribute its value and its presence; zeros = none."""
+        return len(self.classes) + 2 * len(self.attributes)
 
     def __str__(self) -> str:
-        classes = f"{len(self.classes)} classes" if self.classes else "unconditional"
-        return f"{self.height}x{self.width}x{self.channels}, {classes}"
+        kinds = [f"{len(self.classes)} classes"] if self.classes else []
+        kinds += [f"{len(self.attributes)} attributes"] if self.attributes else []
+        kinds += ["image to image"] if self.image_channels else []
+        return f"{self.height}x{self.width}x{self.channels}, {', '.join(kinds) or 'unconditional'}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON; attributes only where there are some."""
         return {
             "channels": self.channels,
             "height": self.height,
@@ -54,12 +66,14 @@ class ImageSpec:
             "classes": list(self.classes),
             "image_channels": self.image_channels,
             "dtype": self.dtype,
+            **({"attributes": [list(attribute) for attribute in self.attributes]} if self.attributes else {}),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageSpec:
         """The inverse of `to_dict`."""
-        return cls(**{**values, "classes": tuple(values.get("classes", ()))})
+        attributes = tuple(Attribute(*each) for each in values.get("attributes", ()))
+        return cls(**{**values, "classes": tuple(values.get("classes", ())), "attributes": attributes})
 
 
 @dataclass(frozen=True)
@@ -69,13 +83,14 @@ class Example:
     `image`: a Pillow image, a uint8 array [H, W], [H, W, 1] or [H, W, 3], or, so that it is read later, in a
     worker, the path of an image file or a function that returns the Pillow image. `label`: a class name, or None.
     `id`: stable and unique within the source (default: its position). `input`: a paired input image for
-    image-to-image training.
+    image-to-image training. `attributes`: numbers by name; one that is absent or NaN is unknown.
     """
 
     image: ImageLike
     label: str | None = None
     id: str | None = None
     input: ImageLike | None = None
+    attributes: Mapping[str, float] | None = None
 
 
 class Coefficients(NamedTuple):
@@ -105,8 +120,9 @@ Schedule: TypeAlias = "Callable[..., Tensor]"
 Prediction: TypeAlias = "Callable[..., Coefficients]"
 """What the network estimates: `(s, *, options) -> Coefficients`, float64 tensors of the shape of s."""
 
-Denoise: TypeAlias = "Callable[[Tensor, float], Tensor]"
-"""`denoise(x [B, C, H, W], s) -> the estimate of the clean images [B, C, H, W]`."""
+Denoise: TypeAlias = "Callable[[Tensor, float | Tensor], Tensor]"
+"""`denoise(x [B, C, H, W], s) -> the estimate of the clean images [B, C, H, W]`; s > 0, a float, or float64 [B] on the
+CPU where a sampler takes every image along at its own pace."""
 
 Noise: TypeAlias = "Callable[[float, float], Tensor]"
 """`noise(s, s_next) -> [B, C, H, W]` of unit variance, keyed by image and by the interval's position."""
@@ -117,6 +133,12 @@ Sampler: TypeAlias = "Callable[..., Iterator[Tensor]]"
 
 Backbone: TypeAlias = "Callable[..., nn.Module]"
 """`(spec, *, options) -> nn.Module` with `forward(x, c_noise, **condition) -> [B, C, H, W]`."""
+
+Weighting: TypeAlias = "Callable[..., Tensor]"
+"""`(s, density, *, options) -> weights`: of the squared error of the clean estimate, float64 like s."""
+
+Task: TypeAlias = "Callable[..., Tensor]"
+"""`(images [B, C, H, W], draw, mask, *, options) -> conditioning image [B, C', H, W]`."""
 
 DatasetSource: TypeAlias = "Callable[..., Iterator[Example]]"
 """`(path, *, options) -> Iterator[Example]`, in an order that does not change from call to call."""

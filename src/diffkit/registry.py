@@ -18,7 +18,17 @@ import pluggy
 from diffkit import __version__, builtin, hookspecs
 from diffkit.errors import DiffkitError, did_you_mean
 
-KINDS = ("schedules", "predictions", "samplers", "backbones", "datasets", "extractors", "trackers")
+KINDS = (
+    "schedules",
+    "predictions",
+    "weightings",
+    "samplers",
+    "backbones",
+    "tasks",
+    "datasets",
+    "extractors",
+    "trackers",
+)
 GROUP = "diffkit"
 
 

@@ -72,7 +72,7 @@ def evaluate(
         wanted = count or min(SAMPLES, max(reference.train.count, 100))
         made = drawn(sampled(model, plan, wanted, reference.labels(against)))
         images = made.images
-        how = {**plan.names, "guidance": plan.guidance, "seed": seed, "raw": raw, "model": model.sha256}
+        how = {**plan.names, "guidance": plan.guidance.scale, "seed": seed, "raw": raw, "model": model.sha256}
         how |= {"images_seen": model.images_seen, "network_calls": made.calls, "seconds": round(made.seconds, 3)}
     else:
         reference = Reference(_named(data), extractor, choose_device(device))

@@ -18,7 +18,7 @@ ALIASES = {"schedulers": "schedules", "sources": "datasets", "dataset": "dataset
 @plugins.command("list")
 def list_parts(
     kind: Annotated[
-        str | None, typer.Argument(help="schedulers, predictions, samplers, backbones, datasets, extractors, trackers.")
+        str | None, typer.Argument(help="schedulers, samplers, tasks, ...: the kinds that are listed.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +115,9 @@ def _verdict(part: Part, path: str | None) -> str:
     checks: dict[str, Any] = {
         "schedules": testing.check_schedule,
         "predictions": testing.check_prediction,
+        "weightings": testing.check_weighting,
         "samplers": testing.check_sampler,
+        "tasks": testing.check_task,
         "backbones": testing.check_backbone,
         "extractors": testing.check_extractor,
         "trackers": testing.check_tracker,

@@ -21,6 +21,16 @@ def prepare(
     source_part: Annotated[
         str, typer.Option("--source", metavar=PART, help="Dataset source, with its options.")
     ] = "folder",
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A table of labels by file name: .csv, .tsv or .jsonl.")
+    ] = None,
+    label_columns: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Its columns that become attributes; by default all.")
+    ] = None,
+    class_column: Annotated[str | None, typer.Option(metavar="NAME", help="Its column that names the class.")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Input images by the same names, for train --task translate.")
+    ] = None,
     size: Annotated[str, typer.Option(help="Pixels: 128, or height x width: 96x128.")] = "128",
     crop: Annotated[str, typer.Option(help="center, random or pad. The aspect ratio is always kept.")] = "center",
     color: Annotated[str, typer.Option(help="color, gray or auto.")] = "auto",
@@ -39,6 +49,8 @@ def prepare(
     from diffkit.cli.console import image_size, next_command, plain, print_json, progress, say
     from diffkit.compose.parts import completed
     from diffkit.config import PartChoice
+    from diffkit.datasets.metadata import Table
+    from diffkit.datasets.pairs import paired
     from diffkit.engine.prepare import Finished, PrepareOptions
     from diffkit.engine.prepare import prepare as prepare_images
     from diffkit.errors import DiffkitError
@@ -60,12 +72,20 @@ def prepare(
         max_rejected=_share(max_rejected, "--max-rejected"),
     )
     choice, read = completed("datasets", PartChoice.model_validate(source_part))
+    if labels is None and (label_columns or class_column):
+        raise DiffkitError("--label-columns and --class-column are of a table.", "Name it: --labels FILE.")
+    examples = read(source)
+    if labels is not None:
+        columns = [name.strip() for name in (label_columns or "").split(",") if name.strip()]
+        examples = Table(labels, columns, class_column or "").labelled(examples)
+    if pairs is not None:
+        examples = paired(examples, read(pairs))
     name = Path(source).name.removesuffix(".zip") or Path(source).resolve().name
     target = out or unused(Path(f"{name}-{size}"))
     finished: Finished | None = None
     with progress() as bar:
         task = bar.add_task("Preparing", total=None)
-        for event in prepare_images(read(source), target, options, source=f"{choice} {source}"):
+        for event in prepare_images(examples, target, options, source=f"{choice} {source}"):
             if isinstance(event, Finished):
                 finished = event
             else:
@@ -104,8 +124,14 @@ def _describe(finished: Finished) -> None:
         classes = ", ".join(f"{plain(name)} {count:,}" for name, count in list(finished.class_counts.items())[:10])
         more = f", and {len(spec.classes) - 10} more" if len(spec.classes) > 10 else ""
         say(f"{len(spec.classes)} classes: {classes}{more}.")
-    else:
+    elif not spec.attributes:
         say("No classes: the model will be unconditional. (Images in two or more sub-folders become classes.)")
+    if spec.attributes:
+        ranges = [f"{plain(each.name)} {each.low:g} to {each.high:g}" for each in spec.attributes[:10]]
+        more = f", and {len(spec.attributes) - 10} more" if len(spec.attributes) > 10 else ""
+        say(f"{count_text(len(spec.attributes), 'attribute')}: {', '.join(ranges)}{more}.")
+    if spec.image_channels:
+        say("Each has a paired input: diffkit train --task translate learns the way from one to the other.")
     if finished.unlabelled and spec.classes:
         say(f"{count_text(finished.unlabelled, 'image')} outside the class folders, to be used without a label.")
     if finished.enlarged:

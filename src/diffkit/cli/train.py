@@ -54,6 +54,19 @@ def train(
         str | None, typer.Option(metavar=PART, help="eps, x0, v, flow, edm.", rich_help_panel=MODEL)
     ] = None,
     backbone: Annotated[str | None, typer.Option(metavar=PART, help="Network.", rich_help_panel=MODEL)] = None,
+    weighting: Annotated[
+        str | None,
+        typer.Option(metavar=PART, help="Of the loss: min-snr, soft-min-snr, p2, sigmoid.", rich_help_panel=MODEL),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar=PART, help="From images: super-resolution, inpaint, colorize, translate.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    factor: Annotated[
+        int | None, typer.Option(min=2, help="Of --task super-resolution.", rich_help_panel=MODEL)
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Size of the network: tiny, small, base, large.", rich_help_panel=MODEL)
     ] = None,
@@ -105,6 +118,11 @@ def train(
     for key, text in (("scheduler", scheduler), ("prediction", prediction), ("backbone", backbone)):
         if text is not None:
             put_part(given, key, text, Settings.model_fields[key].default.name)
+    for key, text in (("weighting", weighting), ("task", task)):
+        if text is not None:
+            put_part(given, key, text, text.partition(":")[0])
+    if factor is not None:
+        put(given, "task.factor", factor)
     flags = {
         "preset": preset,
         "data.size": _size(size),

@@ -70,7 +70,7 @@ def compare(
         made = yield from sampled(each.model, plan, count, labels)
         found = yield from reference.look_at(made.images)
         estimate = score(metric, real, found, reference.names)
-        settings = {**each.settings, **plan.names, "guidance": plan.guidance}
+        settings = {**each.settings, **plan.names, "guidance": plan.guidance.scale}
         result.append(Candidate(settings, made.calls, made.seconds, count, estimate))
     return result
 

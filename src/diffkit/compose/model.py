@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffkit.compose.parts import bound, completed, denoiser_of, levels
+from diffkit.compose.parts import bound, completed, denoiser_of, levels, task_of
 from diffkit.config import PartChoice, Settings, to_tables, validated
-from diffkit.errors import DiffkitError, ExitCode, did_you_mean, nearest_sibling
+from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 from diffkit.interfaces import ImageSpec
 from diffkit.rundir import RunDir
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from diffkit.compose.wishes import Wishes
     from diffkit.core.denoiser import Denoiser
     from diffkit.engine.sample import Images, Plan
 
@@ -46,20 +46,32 @@ class Model:
         *,
         seed: int = 0,
         classes: Sequence[str] | None = None,
-        sampler: str | None = None,
-        scheduler: str | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
+        attributes: Mapping[str, float] | None = None,
         batch_size: int | None = None,
+        **how: Any,
     ) -> npt.NDArray[np.uint8]:
-        """`count` new images, uint8 [N, H, W, C]. `classes` are taken in turn; image i depends on seed and i only.
+        """`count` new images, uint8 [N, H, W, C]; image i depends on seed and i only.
 
-        Raises DiffkitError for an unknown class, sampler or schedule.
+        `classes` are taken in turn; `attributes` by name hold for all; `how`: see `plan`. Raises DiffkitError for an
+        unknown class, attribute, sampler or schedule.
         """
+        import torch
+
+        from diffkit.compose.wishes import Wishes, class_labels, label_vector
+
+        labels = class_labels(self.spec, classes)
+        if attributes:
+            given = label_vector(self.spec, {}, attributes)
+            labels = given[None] if labels is None else torch.where(given != 0, given, labels)
+        return self.collect(self.plan(seed=seed, **how), count, Wishes(labels), batch_size)
+
+    def collect(
+        self, plan: Plan, count: int, wishes: Wishes | None = None, batch_size: int | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The first `count` images of `generate`, in one array."""
         import numpy as np
 
-        plan = self.plan(sampler=sampler, scheduler=scheduler, steps=steps, guidance=guidance, seed=seed)
-        batches = self.generate(plan, range(count), self.class_indices(classes), batch_size=batch_size)
+        batches = self.generate(plan, range(count), wishes, batch_size=batch_size)
         shape = (0, self.spec.height, self.spec.width, self.spec.channels)
         return np.concatenate([np.zeros(shape, np.uint8), *(batch.pixels for batch in batches)])
 
@@ -69,10 +81,22 @@ class Model:
         sampler: str | None = None,
         scheduler: str | None = None,
         steps: int | None = None,
+        strength: float = 1.0,
         guidance: float | None = None,
+        guide: Model | None = None,
+        guide_scale: float = 2.0,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+        threshold: float | None = None,
+        resample: int = 1,
         seed: int = 0,
     ) -> Plan:
-        """Names to functions; what is None follows the model's own settings."""
+        """Names to functions; what is None follows the model's own settings.
+
+        strength: how far up the schedule images that one begins with are taken, 1 = all the way. For the kinds of
+        guidance see `diffkit.engine.sample.Guidance`. Raises DiffkitError for what makes no image.
+        """
+        from diffkit.compose.guidance import guidance_of
         from diffkit.core.schedules import sampling_grid
         from diffkit.engine.sample import Plan
 
@@ -81,19 +105,28 @@ class Model:
         chosen, function = completed("samplers", _choice(sampler, defaults.sampler), versions=parts.get("sampler"))
         grid, shape = completed("schedules", _choice(scheduler, defaults.scheduler), versions=parts.get("grid"))
         steps = defaults.steps if steps is None else steps
-        guidance = defaults.guidance if guidance is None else guidance
         if steps < 1:
             raise DiffkitError(f"{steps} steps make no image.", "Choose --steps 1 or more.")
-        if guidance != 1 and not self.spec.classes:
-            raise DiffkitError("This model knows no classes: there is nothing to guide it to.", "Leave guidance out.")
-        if not math.isfinite(guidance):
-            raise DiffkitError(f"A guidance of {guidance} makes no image.", "1 is none; try 1.5.")
+        if not 0 < strength <= 1:
+            raise DiffkitError(f"A strength of {strength} is none.", "0.3 changes little, 0.8 a lot, 1 everything.")
+        if resample < 1:
+            raise DiffkitError(f"{resample} passes make no image.", "--resample is 1 or more; 5 is plenty.")
         return Plan(
             sampler=function,
-            sigmas=sampling_grid(levels(shape, self.settings), steps),
+            sigmas=sampling_grid(levels(shape, self.settings), steps, top=strength),
             mean=self.mean,
-            guidance=guidance,
+            guidance=guidance_of(
+                self,
+                scale=defaults.guidance if guidance is None else guidance,
+                guide=guide,
+                guide_scale=guide_scale,
+                interval=interval,
+                rescale=rescale,
+                threshold=threshold,
+            ),
             seed=seed,
+            resample=resample,
+            strength=strength,
             names={"sampler": str(chosen), "scheduler": str(grid), "steps": steps},
         )
 
@@ -101,44 +134,54 @@ class Model:
         self,
         plan: Plan,
         indices: Sequence[int],
-        classes: Sequence[int] | None = None,
+        wishes: Wishes | None = None,
         *,
         batch_size: int | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Iterator[Images]:
-        """Image number i for each of `indices`, in batches; image i has class `classes[i % len(classes)]`."""
+        """Image number i for each of `indices`, in batches; `size` (height, width): larger ones, made in tiles.
+
+        Raises DiffkitError if the model needs inputs and gets none.
+        """
         from diffkit.engine.sample import sample
 
-        labels = [classes[i % len(classes)] for i in indices] if classes else None
+        asked = self.wishes(wishes)
         batch_size = batch_size or self.default_batch
-        return sample(self.denoiser, self.spec, plan, indices, labels, batch_size=batch_size)
+        return sample(self.denoiser, self.spec, plan, indices, asked, batch_size=batch_size, size=size)
 
-    def trajectory(self, count: int, seed: int = 0) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+    def trajectory(
+        self, plan: Plan, count: int, wishes: Wishes | None = None
+    ) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
         """The first images on their way from noise: after each step its noise level and uint8 [N, H, W, C].
 
-        Classes are taken in turn. Noise is shown in proportion: what is too bright for a picture is scaled down.
+        Noise is shown in proportion: what is too bright for a picture is scaled down.
         """
         from diffkit.engine.sample import trajectory
 
-        classes = [index % len(self.spec.classes) for index in range(count)] if self.spec.classes else None
-        return trajectory(self.denoiser, self.spec, self.plan(seed=seed), range(count), classes)
+        return trajectory(self.denoiser, self.spec, plan, range(count), self.wishes(wishes))
+
+    def wishes(self, wishes: Wishes | None = None) -> Wishes:
+        """The wishes, with the model's task; a model that knows labels is told that there are none."""
+        import torch
+
+        from diffkit.compose.wishes import Wishes
+
+        wishes = wishes or Wishes()
+        if self.spec.image_channels and wishes.inputs is None:
+            raise DiffkitError(
+                f"This model makes images from images ({self.settings.task}) and was given none.",
+                "Name them: --input FOLDER.",
+            )
+        labels = wishes.labels
+        if labels is None and self.spec.label_width:
+            labels = torch.zeros(1, self.spec.label_width)
+        return replace(wishes, labels=labels, task=task_of(self.settings))
 
     @property
     def default_batch(self) -> int:
         """Images at once: enough to keep the device busy, few enough to fit."""
         most = 64 if self.device.type == "cpu" else 256
         return min(most, max(4, 4 * most * 2**10 // (self.spec.height * self.spec.width)))
-
-    def class_indices(self, names: Sequence[str] | None) -> list[int] | None:
-        """Class names to indices. Raises DiffkitError if the model knows no such class."""
-        if names is None:
-            return None
-        if not self.spec.classes:
-            raise DiffkitError("This model knows no classes.", "It was trained without labels; leave --class out.")
-        for name in names:
-            if name not in self.spec.classes:
-                near = did_you_mean(name, self.spec.classes)
-                raise DiffkitError(f"No class '{name}'.", f"{near}It knows: {', '.join(self.spec.classes)}.")
-        return [self.spec.classes.index(name) for name in names]
 
 
 def _choice(text: str | None, default: PartChoice) -> PartChoice:

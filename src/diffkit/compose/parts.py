@@ -16,10 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from diffkit.core.denoiser import Denoiser
+    from diffkit.engine.batches import Task
 
     Inputs: TypeAlias = tuple[tuple[Tensor, Tensor], dict[str, Tensor]]
 
-PART_KINDS = {"scheduler": "schedules", "prediction": "predictions", "backbone": "backbones"}
+PART_KINDS = {
+    "scheduler": "schedules",
+    "prediction": "predictions",
+    "backbone": "backbones",
+    "weighting": "weightings",
+    "task": "tasks",
+}
 Origin: TypeAlias = Mapping[str, str]
 
 
@@ -51,8 +58,24 @@ def completed(
 
 
 def bound(key: str, settings: Settings) -> Callable[..., Any]:
-    """The function that settings.scheduler, .prediction or .backbone (`key`) names, with its recorded options."""
+    """The function that settings.scheduler, .prediction, ... (`key`) names, with its recorded options."""
     return completed(PART_KINDS[key], getattr(settings, key), versions=settings.parts.get(key))[1]
+
+
+def chosen_parts(settings: Settings) -> dict[str, PartChoice]:
+    """The parts that the settings name; a weighting and a task there may be or not."""
+    choices = {key: getattr(settings, key) for key in PART_KINDS}
+    return {key: choice for key, choice in choices.items() if choice is not None}
+
+
+def task_of(settings: Settings) -> Task | None:
+    """What makes the conditioning image, if there is one."""
+    return None if settings.task is None else bound("task", settings)
+
+
+def trait(function: Callable[..., Any], name: str) -> bool:
+    """Whether a part says this of itself, as an attribute of its function."""
+    return bool(getattr(function.func if isinstance(function, partial) else function, name, False))
 
 
 def levels(schedule: Callable[..., Any], settings: Settings, shift: float = 1.0) -> Callable[[Tensor], Tensor]:
@@ -99,7 +122,7 @@ def dummy_inputs(spec: ImageSpec, batch: int, device: torch.device) -> Inputs:
 
     x = torch.zeros(batch, spec.channels, spec.height, spec.width, device=device)
     condition = {}
-    if spec.classes:
+    if spec.label_width:
         condition["label"] = torch.zeros(batch, spec.label_width, device=device)
     if spec.image_channels:
         condition["image"] = torch.zeros(batch, spec.image_channels, spec.height, spec.width, device=device)
@@ -108,7 +131,7 @@ def dummy_inputs(spec: ImageSpec, batch: int, device: torch.device) -> Inputs:
 
 def recorded(settings: Settings) -> dict[str, dict[str, str]]:
     """For each part: its name, and the distribution and version that brought it. The sampling schedule is `grid`."""
-    choices = {key: (kind, getattr(settings, key)) for key, kind in PART_KINDS.items()}
+    choices = {key: (PART_KINDS[key], choice) for key, choice in chosen_parts(settings).items()}
     choices |= {"sampler": ("samplers", settings.sample.sampler), "grid": ("schedules", settings.sample.scheduler)}
     found = {key: find(kind, choice) for key, (kind, choice) in choices.items()}
     return {

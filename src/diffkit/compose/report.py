@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.model import Model, load_model
+from diffkit.compose.sampled import own_inputs
+from diffkit.compose.wishes import Wishes, class_labels
 from diffkit.config import Settings, to_toml
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.rundir import RunDir
@@ -70,7 +72,11 @@ def _trajectory(model: Model) -> tuple[npt.NDArray[np.uint8], list[float]]:
     from diffkit.engine.pictures import grid
 
     columns, levels = [], []
-    steps = list(model.trajectory(ROWS))
+    classes = (
+        [model.spec.classes[index % len(model.spec.classes)] for index in range(ROWS)] if model.spec.classes else None
+    )
+    wishes = Wishes(class_labels(model.spec, classes), inputs=own_inputs(model) if model.spec.image_channels else None)
+    steps = list(model.trajectory(model.plan(), ROWS, wishes))
     chosen = sorted({round(i * (len(steps) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)})
     for number in chosen:
         level, pixels = steps[number]

@@ -6,12 +6,15 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffkit.compose.model import Model
-from diffkit.compose.reference import Working
+from diffkit.compose.reference import Working, own_data
+from diffkit.compose.wishes import Wishes, class_labels
 
 if TYPE_CHECKING:
+    from diffkit.engine.inputs import Pictures
     from diffkit.engine.sample import Plan
     from diffkit.measure.images import ImageSet
 
@@ -38,15 +41,26 @@ def sampled(
 
     spec = model.spec
     classes = _proportional(labels, count) if spec.classes and labels else None
-    codes = None if classes is None else [-1 if c is None else spec.classes.index(c) for c in classes]
+    wishes = Wishes(class_labels(spec, classes), inputs=own_inputs(model) if spec.image_channels else None)
     with tempfile.TemporaryFile() as file:
         pixels = np.memmap(file, np.uint8, "w+", shape=(count, spec.height, spec.width, spec.channels))
     calls, begun = 0, time.perf_counter()
-    for batch in model.generate(plan, range(count), codes):
+    for batch in model.generate(plan, range(count), wishes):
         pixels[batch.indices] = batch.pixels
         calls = batch.calls
         yield Working("Sampling", batch.indices[-1] + 1, count)
     return Sampled(made(pixels, classes, "the samples"), calls, time.perf_counter() - begun)
+
+
+def own_inputs(model: Model) -> Pictures:
+    """The images that a model of a task is measured with: those it was prepared with, held-out ones if there are some.
+
+    Raises DiffkitError if the data are gone.
+    """
+    from diffkit.engine.inputs import stored_pictures
+    from diffkit.engine.store import Store
+
+    return stored_pictures(Store.open(own_data(model, Path("the model"))), model.spec)
 
 
 def _proportional(labels: Sequence[str | None], count: int) -> list[str | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.model import model_path
-from diffkit.compose.parts import PART_KINDS, completed, find, recorded, trial_network
+from diffkit.compose.parts import PART_KINDS, chosen_parts, completed, find, recorded, task_of, trait, trial_network
 from diffkit.config import PartChoice, Settings, to_tables, validated
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import ImageSpec
@@ -83,7 +83,11 @@ def compatible(given: Mapping[str, Any], store: Store, run: RunDir) -> bool:
 
 
 def training_spec(settings: Settings, stored: ImageSpec) -> ImageSpec:
-    """The spec of the crops. Raises DiffkitError if they are larger than what is stored."""
+    """The spec of the crops and of what the task shows.
+
+    Raises DiffkitError if the crops are larger than what is stored, or if the task cannot be done with this set.
+    """
+    stored = replace(stored, image_channels=_image_channels(settings, stored))
     if settings.data.size is None:
         return stored
     height, width = settings.data.size
@@ -95,11 +99,35 @@ def training_spec(settings: Settings, stored: ImageSpec) -> ImageSpec:
     return replace(stored, height=height, width=width)
 
 
+def _image_channels(settings: Settings, stored: ImageSpec) -> int:
+    """The channels of the conditioning image, found by making one."""
+    task = task_of(settings)
+    if task is None:
+        return 0
+    import torch
+
+    if trait(task, "needs_pairs") and not stored.image_channels:
+        raise DiffkitError(
+            "This data set holds no pairs of images.",
+            "Prepare it with --pairs FOLDER: the input images, under the names of those to be made.",
+            code=ExitCode.DATA,
+        )
+    shown = torch.zeros(1, stored.image_channels or stored.channels, stored.height, stored.width)
+    try:
+        made = task(shown, lambda count: torch.full((1, count), 0.5, dtype=torch.float64), None)
+    except RuntimeError as error:
+        raise DiffkitError(f"The task {settings.task} cannot be done at this size: {error}.") from error
+    if made.shape[2:] != shown.shape[2:]:
+        raise DiffkitError(f"The task {settings.task} makes images of another size: {list(made.shape[2:])}.")
+    return int(made.shape[1])
+
+
 def _with_parts(settings: Settings, store: Store) -> Settings:
     """Every part with all its options, names and types checked."""
     context, parts = {"sigma_data": store.sigma_data}, settings.parts
     update: dict[str, Any] = {
-        key: completed(kind, getattr(settings, key), context, parts.get(key))[0] for key, kind in PART_KINDS.items()
+        key: completed(PART_KINDS[key], choice, context, parts.get(key))[0]
+        for key, choice in chosen_parts(settings).items()
     }
     sample = settings.sample
     update["sample"] = sample.model_copy(
@@ -117,7 +145,8 @@ def _merged(stored: Settings, given: Mapping[str, Any], spec: ImageSpec) -> dict
     result = dict(tables)
     for key, value in given.items():
         if key in PART_KINDS:
-            result[key] = getattr(validated({key: value}), key).over(getattr(stored, key)).table()
+            asked, before = getattr(validated({key: value}), key), getattr(stored, key)
+            result[key] = (asked.over(before) if before else asked).table()
         else:
             result[key] = {**tables.get(key, {}), **value} if isinstance(value, Mapping) else value
     if preset := result.pop("preset", None):
@@ -171,6 +200,7 @@ def _inherited(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "backbone": tables["backbone"],
         "prediction": tables["prediction"],
+        **({"task": given.get("task", tables["task"])} if "task" in tables else {}),
         "noise": {**tables["noise"], **given.get("noise", {})},
         "train": {**given["train"], "init": _init_text(init)},
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.model import Model, model_path
-from diffkit.compose.parts import bound, denoiser_of, dummy_inputs, levels
+from diffkit.compose.parts import bound, denoiser_of, dummy_inputs, levels, task_of
 from diffkit.compose.reference import run_through
 from diffkit.compose.settings import new_settings, resumed_settings, training_spec
 from diffkit.config import Settings, to_tables
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from diffkit.compose.reference import Reference
     from diffkit.compose.tracking import Dropped, Trackers
     from diffkit.core.denoiser import Denoiser
+    from diffkit.core.weighing import Weigh
     from diffkit.engine.batches import Batches
     from diffkit.engine.session import Cadence, Event, Measured, Previewed
-    from diffkit.engine.store import Store
+    from diffkit.engine.store import Pixels, Store
     from diffkit.engine.train import Recipe, State
     from diffkit.engine.validate import Validated
 
@@ -74,6 +75,7 @@ class Training:
             self._levels(),
             squared_error,
             self.recipe,
+            weigh=self._weigh(),
             until_images=cadence.until_images,
             report_every=report_every,
         )
@@ -111,7 +113,7 @@ class Training:
         from diffkit.engine.stopping import best
         from diffkit.engine.validate import Validation
 
-        validation = Validation(self.store, self.spec, self._levels(), self.recipe.seed)
+        validation = Validation(self.store, self.spec, self._levels(), self.recipe.seed, task_of(self.settings))
 
         def validate() -> Validated:
             found = validation(replace(self.denoiser, network=self.state.average), self.state.images_seen)
@@ -218,17 +220,43 @@ class Training:
         from diffkit.engine.session import Previewed
 
         model = self.model()
-        columns = min(len(self.spec.classes), 10) or 8
         count = min(PREVIEW_IMAGES, max(16, 2**20 // (self.spec.height * self.spec.width)))
-        count -= count % columns
-        classes = self.spec.classes[:columns] or None
-        images = model.sample(count, classes=classes, seed=self.recipe.seed)
+        columns = min(len(self.spec.classes), 10) or 8
+        if self.spec.image_channels:
+            images, shown, columns = self._preview_task(model, min(count, 24) // 8 * 8)
+        else:
+            count -= count % columns
+            classes = self.spec.classes[:columns] or None
+            images = shown = model.sample(count, classes=classes, seed=self.recipe.seed)
+            rows = count // columns
+            if classes and columns < rows:  # few classes: a row for each makes the wider picture
+                shown = images.reshape(rows, columns, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape)
+                columns = rows
         path = self.run.samples / f"images-{self.state.images_seen:012d}.png"
-        shown, rows = images, count // columns
-        if classes and columns < rows:  # few classes: a row for each makes the wider picture
-            shown, columns = images.reshape(rows, columns, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape), rows
         save_png(path, grid(shown, columns))
         return Previewed(self.state.images_seen, path, *colours(images))
+
+    def _preview_task(self, model: Model, count: int) -> tuple[Pixels, Pixels, int]:
+        """Images made from held-out ones; and those in triples: what was shown, what was made, what was there."""
+        import numpy as np
+
+        from diffkit.compose.wishes import Wishes
+        from diffkit.engine.codec import encode
+        from diffkit.engine.inputs import stored_pictures
+
+        inputs = stored_pictures(self.store, self.spec)
+        wishes = model.wishes(Wishes(inputs=inputs, seed=self.recipe.seed))
+        made = model.collect(model.plan(seed=self.recipe.seed), count, wishes)
+        image = wishes(range(count)).image
+        assert image is not None
+        shown = encode(image)[..., : self.spec.channels].numpy()
+        shown = np.broadcast_to(shown[..., :1], made.shape) if shown.shape[-1] < self.spec.channels else shown
+        part = "holdout" if self.store.holdout_count else "train"
+        indices = np.arange(count) % len(inputs)
+        there = self.store.gather(indices, part)[0]
+        top, left = (there.shape[1] - made.shape[1]) // 2, (there.shape[2] - made.shape[2]) // 2
+        there = there[:, top : top + made.shape[1], left : left + made.shape[2]]
+        return made, np.stack([shown, made, there], 1).reshape(-1, *made.shape[1:]), 12
 
     def model(self) -> Model:
         """The averaged network as it is now."""
@@ -248,7 +276,17 @@ class Training:
         from diffkit.engine.batches import Batches
 
         data = self.settings.data
-        return Batches(self.store, self.spec, self.recipe.seed, data.flip, data.label_dropout)
+        task = task_of(self.settings)
+        return Batches(self.store, self.spec, self.recipe.seed, data.flip, data.label_dropout, task)
+
+    def _weigh(self) -> Weigh | None:
+        from diffkit.core.schedules import density
+        from diffkit.core.weighing import by_weighting
+
+        if self.settings.weighting is None:
+            return None
+        levels = self._levels()
+        return by_weighting(bound("weighting", self.settings), density(levels), self.denoiser.prediction, levels)
 
 
 def _record(event: Event, run: RunDir) -> dict[str, Any] | None:
@@ -266,6 +304,7 @@ def _record(event: Event, run: RunDir) -> dict[str, Any] | None:
             "lr": event.lr,
             "images_per_second": round(event.images_per_second, 2),
             "data_wait": round(event.data_wait, 4),
+            "loss_by_level": list(event.by_level),
         }
     if isinstance(event, Validated):
         return event.to_record()
@@ -364,6 +403,7 @@ def _recipe(settings: Settings) -> Recipe:
         ema_half_life=train.ema_half_life,
         seed=train.seed,
         ema_lengths=tuple(train.ema_lengths) if train.ema_snapshots else (),
+        learned_weighting=train.learned_weighting,
     )
 
 

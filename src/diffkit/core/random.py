@@ -33,6 +33,8 @@ class Purpose(IntEnum):
     START_NOISE = 7
     STEP_NOISE = 8
     VALIDATION = 9
+    BROWNIAN = 10
+    TASK = 11
 
 
 def _product(multiplier: int, word: Tensor) -> tuple[Tensor, Tensor]:

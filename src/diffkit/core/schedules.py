@@ -88,7 +88,20 @@ def _inverse(schedule: Shape, level: float, edge: float = 1e-9) -> float:
     return (low + high) / 2
 
 
-def sampling_grid(schedule: Shape, steps: int) -> list[float]:
-    """`steps` noise levels falling from the top of a ranged schedule to its bottom, then 0."""
-    t = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
+def sampling_grid(schedule: Shape, steps: int, top: float = 1.0) -> list[float]:
+    """`steps` noise levels falling from t = `top` of a ranged schedule, 1 being its highest, to its bottom; then 0."""
+    t = top * (torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64))
     return [*schedule(t).tolist(), 0.0]
+
+
+def density(schedule: Shape, points: int = 4096) -> Callable[[Tensor], Tensor]:
+    """How densely a ranged schedule trains each level: of log s, `s float64 [B] -> [B]`, by finite differences."""
+    t = torch.linspace(0, 1, points + 1, dtype=torch.float64)
+    logs = schedule(t).log()
+    rates = 1 / (points * logs.diff().clamp(min=1e-12))
+
+    def at(s: Tensor) -> Tensor:
+        places = torch.searchsorted(logs, s.log().contiguous()) - 1
+        return rates[places.clamp(0, points - 1)]
+
+    return at

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from diffkit.core.random import Purpose, permutation, uniform
 from diffkit.engine.codec import decode
+from diffkit.engine.labels import dropped, fields, vectors
 from diffkit.interfaces import ImageSpec
+
+Task: TypeAlias = Callable[[Tensor, Callable[[int], Tensor], "Tensor | None"], Tensor]
 
 
 class Images(Protocol):
@@ -26,53 +30,87 @@ class Images(Protocol):
         self, indices: npt.NDArray[np.int64], part: str = "train"
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64] | None]: ...
 
+    def column(self, kind: str, indices: npt.NDArray[np.int64], part: str = "train") -> npt.NDArray[Any] | None: ...
+
 
 @dataclass(frozen=True)
 class Batch:
-    """stored uint8 [B, H, W, C], label float32 [B, K] or None, positions int64 [B]; all on the CPU."""
+    """stored uint8 [B, H, W, C], label float32 [B, K], positions int64 [B], paired inputs uint8 [B, H, W, C'].
+
+    All on the CPU; label and inputs may be None. `task` makes the conditioning image, once on the device.
+    """
 
     stored: Tensor
     label: Tensor | None
     positions: Tensor
+    inputs: Tensor | None = None
+    task: Task | None = None
+    seed: int = 0
 
     def pinned(self) -> Batch:
         """In page-locked memory, from which copies to a GPU do not wait."""
-        label = None if self.label is None else self.label.pin_memory()
-        return Batch(self.stored.pin_memory(), label, self.positions.pin_memory())
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def split(self, size: int) -> list[Batch]:
         """Micro-batches of at most `size` images."""
-        labels = self.label.split(size) if self.label is not None else [None] * len(self.positions)
-        pieces = zip(self.stored.split(size), labels, self.positions.split(size), strict=False)
-        return [Batch(*piece) for piece in pieces]
+
+        def piece(start: int) -> Batch:
+            return self._each(lambda tensor: tensor[start : start + size])
+
+        return [piece(start) for start in range(0, len(self.positions), size)]
 
     def to(self, device: torch.device) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """clean [B, C, H, W] in [-1, 1], the condition, and positions, on the device."""
-        condition = {} if self.label is None else {"label": self.label.to(device, non_blocking=True)}
-        clean = decode(self.stored.to(device, non_blocking=True))
-        return clean, condition, self.positions.to(device, non_blocking=True)
+        there = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        clean = decode(there.stored)
+        condition = {} if there.label is None else {"label": there.label}
+        if self.task is not None:
+            shown = clean if there.inputs is None else decode(there.inputs)
+            condition["image"] = self.task(
+                shown, lambda count: uniform(self.seed, Purpose.TASK, there.positions, count), None
+            )
+        return clean, condition, there.positions
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        label, inputs = (None if tensor is None else change(tensor) for tensor in (self.label, self.inputs))
+        return Batch(change(self.stored), label, change(self.positions), inputs, self.task, self.seed)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The endless stream of training images; `spec` gives the size of the crops."""
+    """The endless stream of training images; `spec` gives the size of the crops, `task` the conditioning image."""
 
     images: Images
     spec: ImageSpec
     seed: int
     flip: bool
     label_dropout: float
+    task: Task | None = None
 
     def batch(self, first: int, count: int, pinned: bool = False) -> Batch:
         """The images at positions first ... first + count - 1 of the stream; pinned: ready to be sent to a GPU."""
         positions = torch.arange(first, first + count)
-        stored, classes = self.images.gather(self._indices(positions))
+        indices = self._indices(positions)
+        stored, classes = self.images.gather(indices)
+        values = self.images.column("attributes", indices) if self.spec.attributes else None
+        inputs = self.images.column("inputs", indices) if self.task is not None else None
+        batch = Batch(
+            self._varied(stored, positions),
+            self._label(vectors(self.spec, classes, values), positions),
+            positions,
+            None if inputs is None else self._varied(inputs, positions),
+            self.task,
+            self.seed,
+        )
+        return batch.pinned() if pinned else batch
+
+    def _varied(self, stored: npt.NDArray[np.uint8], positions: Tensor) -> Tensor:
+        """Cropped and mirrored, an image and its pair alike."""
         stored = self._cropped(stored, positions)
         if self.flip:
             mirrored = (uniform(self.seed, Purpose.FLIP, positions)[:, 0] < 0.5).numpy()
             stored[mirrored] = stored[mirrored, :, ::-1]
-        batch = Batch(torch.from_numpy(stored), self._label(classes, positions), positions)
-        return batch.pinned() if pinned else batch
+        return torch.from_numpy(stored)
 
     def _indices(self, positions: Tensor) -> npt.NDArray[np.int64]:
         """Every epoch visits every image once, in an order of its own."""
@@ -91,17 +129,12 @@ class Batches:
         pieces = [image[y : y + height, x : x + width] for image, (y, x) in zip(stored, corners, strict=True)]
         return np.stack(pieces)
 
-    def _label(self, classes: npt.NDArray[np.int64] | None, positions: Tensor) -> Tensor | None:
-        """One-hot; zeros for images that have none and for those whose label is dropped."""
-        if classes is None or not self.spec.classes:
+    def _label(self, label: Tensor | None, positions: Tensor) -> Tensor | None:
+        """Zeros for what is unknown of an image, and for what is dropped."""
+        if label is None:
             return None
-        kept = uniform(self.seed, Purpose.LABEL_DROPOUT, positions)[:, 0] >= self.label_dropout
-        return one_hot(torch.from_numpy(classes), self.spec.label_width) * kept[:, None]
-
-
-def one_hot(classes: Tensor, width: int) -> Tensor:
-    """int64 [B] -> float32 [B, width]; negative = no label = zeros."""
-    return (classes[:, None] == torch.arange(width)).float()
+        draws = uniform(self.seed, Purpose.LABEL_DROPOUT, positions, 1 + fields(self.spec))
+        return dropped(label, self.spec, draws, self.label_dropout)
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffkit import durable
-from diffkit.engine.store import Pixels, Shard, file_sha256
+from diffkit.engine.store import KINDS, Pixels, Shard, file_sha256
 
 _HEADER_BYTES = 128
 _PREFIX = {"train": "", "holdout": "holdout-"}
@@ -25,10 +25,10 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 class ShardWriter:
-    """The images of one part, in source order, never more than one of them in memory."""
+    """Images of one kind and part, in source order, never more than one of them in memory."""
 
-    def __init__(self, folder: Path, part: str, row: tuple[int, int, int], shard_images: int) -> None:
-        self.folder, self.part, self.row, self.shard_images = folder, part, row, shard_images
+    def __init__(self, folder: Path, kind: str, part: str, row: tuple[int, ...], shard_images: int) -> None:
+        self.folder, self.kind, self.part, self.row, self.shard_images = folder, kind, part, row, shard_images
         self.sizes: list[int] = []
         self._file: BinaryIO | None = None
 
@@ -40,7 +40,7 @@ class ShardWriter:
     def add(self, pixels: Pixels) -> None:
         """Append one image [H, W, C]."""
         if self._file is None:
-            self._file = self._path("images", len(self.sizes)).open("wb")
+            self._file = self._path(self.kind, len(self.sizes)).open("wb")
             self.sizes.append(0)
             durable.write(self._file, npy_header("|u1", (0, *self.row)))
         durable.write(self._file, np.ascontiguousarray(pixels).data)
@@ -63,21 +63,20 @@ class ShardWriter:
             self._file.close()
             self._file = None
 
-    def write_labels(self, labels: npt.NDArray[np.int64]) -> None:
-        """Class indices [N] of all images, in shards as long as theirs."""
+    def write_beside(self, kind: str, rows: npt.NDArray[Any]) -> None:
+        """Rows [N, ...] of another kind for all images, in shards as long as theirs."""
         start = 0
         for number, size in enumerate(self.sizes):
-            rows = labels[start : start + size].astype("<i8")
-            durable.write_bytes(self._path("labels", number), npy_header("<i8", (size,)) + rows.tobytes())
+            shard = np.ascontiguousarray(rows[start : start + size], KINDS[kind])
+            durable.write_bytes(self._path(kind, number), npy_header(KINDS[kind], shard.shape) + shard.tobytes())
             start += size
 
-    def shards(self, kinds: tuple[str, ...]) -> list[Shard]:
-        """What was written, read back for its sha256."""
+    def shards(self, kind: str) -> list[Shard]:
+        """What was written of a kind, read back for its sha256."""
         found = []
-        for kind in kinds:
-            for number, size in enumerate(self.sizes):
-                path = self._path(kind, number)
-                found.append(Shard(path.name, kind, self.part, size, file_sha256(path)))
+        for number, size in enumerate(self.sizes):
+            path = self._path(kind, number)
+            found.append(Shard(path.name, kind, self.part, size, file_sha256(path)))
         return found
 
     def _path(self, kind: str, number: int) -> Path:

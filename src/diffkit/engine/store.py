@@ -18,6 +18,7 @@ FORMAT = "diffkit-dataset"
 VERSION = 1
 INDEX_FILE = "dataset.json"
 PARTS = ("train", "holdout")
+KINDS = {"images": "|u1", "labels": "<i8", "attributes": "<f4", "inputs": "|u1"}
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -25,7 +26,8 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Shard:
-    """One .npy file: `kind` "images" (uint8 [N, H, W, C]) or "labels" (int64 [N], -1 = no label)."""
+    """One .npy file: `kind` "images" (uint8 [N, H, W, C]), "labels" (int64 [N], -1 = no label), "attributes" (float32
+    [N, A], NaN = unknown) or "inputs" (uint8 [N, H, W, C'], the paired images)."""
 
     file: str
     kind: str
@@ -91,7 +93,7 @@ class Store:
         folder = Path(path)
         store = cls._parse(folder, _read_index(folder))
         for part in PARTS:
-            for kind in ("images", "labels"):
+            for kind in KINDS:
                 arrays = [store._map(s) for s in store.shards if (s.part, s.kind) == (part, kind)]
                 if arrays:
                     store._rows[part, kind] = _Rows(arrays)
@@ -113,8 +115,12 @@ class Store:
         images = self._rows.get((part, "images"))
         if images is None:
             raise IndexError(f"the data set has no {part} images")
-        labels = self._rows.get((part, "labels"))
-        return images.gather(indices), None if labels is None else labels.gather(indices)
+        return images.gather(indices), self.column("labels", indices, part)
+
+    def column(self, kind: str, indices: Indices, part: str = "train") -> npt.NDArray[Any] | None:
+        """Rows of another kind, "labels", "attributes" or "inputs" (see `Shard`); None where the set has none."""
+        rows = self._rows.get((part, kind))
+        return None if rows is None else rows.gather(indices)
 
     def verify(self) -> list[str]:
         """Read every shard and compare its sha256: one sentence per problem, an empty list if all is well."""
@@ -128,10 +134,7 @@ class Store:
     def _map(self, shard: Shard) -> npt.NDArray[Any]:
         """A shard as a memory-mapped array, once its header and its size are what they should be."""
         path = self.path / shard.file
-        row: tuple[int, ...] = ()
-        if shard.kind == "images":
-            row = (self.spec.height, self.spec.width, self.spec.channels)
-        wanted = ((shard.images, *row), np.dtype(np.uint8 if shard.kind == "images" else np.int64))
+        wanted = ((shard.images, *row_shape(self.spec, shard.kind)), np.dtype(KINDS[shard.kind]))
         try:
             shape, dtype, offset = _npy_header(path)
             size = path.stat().st_size
@@ -147,13 +150,27 @@ class Store:
         return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape))
 
     def _check_counts(self) -> None:
-        kinds = ("images", "labels") if self.spec.classes else ("images",)
+        kinds = kinds_of(self.spec)
         for part, count in (("train", self.count), ("holdout", self.holdout_count)):
             for kind in kinds:
                 rows = self._rows.get((part, kind))
                 found = 0 if rows is None else int(rows.starts[-1])
                 if found != count:
                     raise _damaged(self.path, f"the {part} {kind} shards hold {found} rows, expected {count}")
+
+
+def kinds_of(spec: ImageSpec) -> list[str]:
+    """The kinds of rows that a data set of this spec holds."""
+    there = {"labels": spec.classes, "attributes": spec.attributes, "inputs": spec.image_channels}
+    return ["images", *(kind for kind, some in there.items() if some)]
+
+
+def row_shape(spec: ImageSpec, kind: str) -> tuple[int, ...]:
+    """The shape of one row."""
+    channels = {"images": spec.channels, "inputs": spec.image_channels}
+    if kind in channels:
+        return (spec.height, spec.width, channels[kind])
+    return (len(spec.attributes),) if kind == "attributes" else ()
 
 
 def file_sha256(path: Path) -> str:

@@ -15,19 +15,22 @@ from torch import Tensor, nn
 from diffkit.core.denoiser import Condition, Denoiser
 from diffkit.core.ema import ema_decay, gamma_of, power_decay, update_ema
 from diffkit.core.random import Purpose, derived_seed, golden, normal
+from diffkit.core.weighing import Uncertainty, Weigh
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint
 from diffkit.errors import DiffkitError, ExitCode
 
 Objective = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
 Levels = Callable[[Tensor], Tensor]
+SHARES = 8
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The numbers of a training; lr per step, warmup and half-life in images, clip a gradient norm.
 
-    `ema_lengths`: relative lengths of further averages, for `diffkit.engine.snapshots`.
+    `ema_lengths`: relative lengths of further averages, for `diffkit.engine.snapshots`. `learned_weighting`: see
+    `diffkit.core.weighing.Uncertainty`.
     """
 
     batch_size: int
@@ -40,11 +43,16 @@ class Recipe:
     ema_half_life: float
     seed: int
     ema_lengths: tuple[float, ...] = ()
+    learned_weighting: bool = False
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One step done. `loss` and `grad_norm` are means since the last report, on reports only (else None)."""
+    """One step done. `loss` and `grad_norm` are means since the last report, on reports only (else None).
+
+    So is `by_level`: the error, before any weighting, in eight equal shares of the training's noise levels, from the
+    lowest up; None where no image fell.
+    """
 
     images_seen: int
     step: int
@@ -53,6 +61,7 @@ class Progress:
     grad_norm: float | None = None
     images_per_second: float = 0.0
     data_wait: float = 0.0
+    by_level: tuple[float | None, ...] = ()
 
 
 class State:
@@ -65,6 +74,9 @@ class State:
         self.images_seen = 0
         parameters = [p for p in network.parameters() if p.requires_grad]
         device = parameters[0].device.type
+        self.uncertainty = Uncertainty().to(device) if recipe.learned_weighting else None
+        if self.uncertainty is not None:
+            parameters += self.uncertainty.parameters()
         self.optimizer = torch.optim.AdamW(
             parameters,
             lr=recipe.lr,
@@ -100,9 +112,10 @@ class State:
         self.images_seen = checkpoint.images_seen
 
     def _modules(self) -> dict[str, nn.Module]:
-        """Everything that has the network's shape."""
-        tracks = {f"track-{length:g}": track for length, track in self.tracks.items()}
-        return {"network": self.network, "average": self.average, **tracks}
+        modules: dict[str, nn.Module] = {f"track-{length:g}": track for length, track in self.tracks.items()}
+        if self.uncertainty is not None:
+            modules["uncertainty"] = self.uncertainty
+        return {"network": self.network, "average": self.average, **modules}
 
 
 def train(
@@ -113,13 +126,15 @@ def train(
     objective: Objective,
     recipe: Recipe,
     *,
+    weigh: Weigh | None = None,
     until_images: int | None = None,
     report_every: int = 1,
 ) -> Iterator[Progress]:
     """Train `state` from where it is, yielding after every step, for ever or until `until_images` have been seen.
 
-    `levels` maps t in (0, 1) to noise levels; `denoiser` wraps `state.network`. Every `report_every` steps the loss
-    comes back from the device; if it is not finite, raises DiffkitError (exit code 6).
+    `levels` maps t in (0, 1) to noise levels; `denoiser` wraps `state.network`; what `objective` finds is the loss
+    unless `weigh`, and then the state's learned weighting, make it another. Every `report_every` steps the loss comes
+    back from the device; if it is not finite, raises DiffkitError (exit code 6).
     """
     device = next(state.network.parameters()).device
     report = _Report(device)
@@ -134,7 +149,7 @@ def train(
             following = reader.submit(batches.batch, first, recipe.batch_size, pinned)
 
             lr = recipe.lr * min(1.0, first / max(recipe.warmup_images, 1))
-            loss, grad_norm = _step(state, denoiser, batch, levels, objective, recipe, lr)
+            loss, grad_norm = _step(state, denoiser, batch, levels, objective, weigh, recipe, lr, report)
             report.add(loss, grad_norm)
             state.images_seen = first
             step = first // recipe.batch_size
@@ -152,8 +167,10 @@ def _step(
     batch: Batch,
     levels: Levels,
     objective: Objective,
+    weigh: Weigh | None,
     recipe: Recipe,
     lr: float,
+    report: _Report,
 ) -> tuple[Tensor, Tensor]:
     """One optimiser step; the loss and the norm of its gradient, still on the device."""
     device = next(state.network.parameters()).device
@@ -163,14 +180,19 @@ def _step(
     for number, micro in enumerate(batch.split(recipe.micro_batch)):
         torch.manual_seed(derived_seed(recipe.seed, Purpose.NETWORK, state.images_seen, number))
         clean, condition, positions = micro.to(device)
-        s = levels(golden(recipe.seed, Purpose.TRAIN_LEVEL, micro.positions))
+        t = golden(recipe.seed, Purpose.TRAIN_LEVEL, micro.positions)
+        s = levels(t)
         noise = normal(recipe.seed, Purpose.TRAIN_NOISE, positions, clean.shape[1:])
         try:
-            loss = objective(denoiser, clean, s, noise, condition).sum() / len(batch.positions)
+            errors = losses = objective(denoiser, clean, s, noise, condition)
+            for each in (weigh, state.uncertainty):
+                losses = losses if each is None else each(losses, s)
+            loss = losses.sum() / len(batch.positions)
             loss.backward()
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(len(clean)) from error
         total += loss.detach()
+        report.add_levels(t, errors.detach())
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -190,11 +212,17 @@ class _Report:
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(2, device=device)
+        self.levels = torch.zeros(2, SHARES, device=device)
         self.steps, self.busy, self.waited = 0, 0.0, 0.0
 
     def add(self, loss: Tensor, grad_norm: Tensor) -> None:
         self.sums += torch.stack([loss, grad_norm])
         self.steps += 1
+
+    def add_levels(self, t: Tensor, error: Tensor) -> None:
+        """Errors [B] at t [B] in (0, 1), the latter on the CPU."""
+        shares = (t * SHARES).long().to(error.device, non_blocking=True)
+        self.levels.index_add_(1, shares, torch.stack([error, torch.ones_like(error)]))
 
     def progress(self, now: Progress, batch_size: int, seconds: float) -> Progress:
         start = time.perf_counter()
@@ -208,8 +236,12 @@ class _Report:
             grad_norm=grad_norm,
             images_per_second=self.steps * batch_size / busy,
             data_wait=self.waited / busy,
+            by_level=tuple(
+                total / count if count else None for total, count in zip(*self.levels.tolist(), strict=True)
+            ),
         )
         self.sums.zero_()
+        self.levels.zero_()
         self.steps, self.busy, self.waited = 0, 0.0, 0.0
         return result
 

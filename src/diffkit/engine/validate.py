@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from diffkit.core.denoiser import Denoiser, squared_error
-from diffkit.core.random import Purpose, normal
-from diffkit.engine.batches import Images, one_hot
+from diffkit.core.random import Purpose, normal, uniform
+from diffkit.engine.batches import Images, Task
 from diffkit.engine.codec import decode
+from diffkit.engine.labels import vectors
 from diffkit.engine.train import Levels
 from diffkit.interfaces import ImageSpec
 
@@ -76,10 +78,12 @@ class Validated:
 class Validation:
     """Ready to measure: the images and the noise levels are chosen once."""
 
-    def __init__(self, images: SplitImages, spec: ImageSpec, levels: Levels, seed: int) -> None:
+    def __init__(
+        self, images: SplitImages, spec: ImageSpec, levels: Levels, seed: int, task: Task | None = None
+    ) -> None:
         """At most 64 images of each part, spread over it; levels at the middles of eight equal shares of training's."""
         count = min(IMAGES, images.holdout_count, images.count)
-        self.spec, self.seed = spec, seed
+        self.spec, self.seed, self.task = spec, seed, task
         self.levels: Tensor = levels((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
         self.parts = {part: self._gather(images, part, count) for part in ("holdout", "train")}
 
@@ -89,23 +93,32 @@ class Validation:
         holdout, training = (self._losses(denoiser, part) for part in ("holdout", "train"))
         return Validated(images_seen, levels, holdout, training)
 
-    def _gather(self, images: SplitImages, part: str, count: int) -> tuple[Tensor, Tensor | None]:
-        """uint8 [N, H, W, C], cropped at the centre, and one-hot labels."""
+    def _gather(self, images: SplitImages, part: str, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clean images [N, C, H, W], cropped at the centre, and their condition; on the CPU."""
         total = images.holdout_count if part == "holdout" else images.count
-        indices = (np.arange(count) + 0.5) * total / count
-        stored, classes = images.gather(indices.astype(np.int64), part)
+        indices = ((np.arange(count) + 0.5) * total / count).astype(np.int64)
+        stored, classes = images.gather(indices, part)
+        values = images.column("attributes", indices, part) if self.spec.attributes else None
+        label = vectors(self.spec, classes, values)
+        clean = decode(self._centre(stored))
+        condition = {} if label is None else {"label": label}
+        if self.task is not None:
+            inputs = images.column("inputs", indices, part)
+            shown = clean if inputs is None else decode(self._centre(inputs))
+            positions = torch.arange(count)
+            condition["image"] = self.task(shown, lambda n: uniform(self.seed, Purpose.TASK, positions, n), None)
+        return clean, condition
+
+    def _centre(self, stored: npt.NDArray[np.uint8]) -> Tensor:
         top, left = (stored.shape[1] - self.spec.height) // 2, (stored.shape[2] - self.spec.width) // 2
         cropped = stored[:, top : top + self.spec.height, left : left + self.spec.width]
-        labelled = classes is not None and self.spec.classes
-        label = one_hot(torch.from_numpy(classes), self.spec.label_width) if labelled else None
-        return torch.from_numpy(np.ascontiguousarray(cropped)), label
+        return torch.from_numpy(np.ascontiguousarray(cropped))
 
     @torch.no_grad()
     def _losses(self, denoiser: Denoiser, part: str) -> tuple[float, ...]:
         device = next(denoiser.network.parameters()).device
-        stored, label = self.parts[part]
-        clean = decode(stored.to(device))
-        condition = {} if label is None else {"label": label.to(device)}
+        clean, condition = self.parts[part]
+        clean, condition = clean.to(device), {name: tensor.to(device) for name, tensor in condition.items()}
         positions = torch.arange(len(clean), device=device)
         losses = []
         for number, s in enumerate(self.levels):

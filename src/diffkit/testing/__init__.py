@@ -10,7 +10,9 @@ from diffkit.testing.datasets import check_dataset
 from diffkit.testing.extractors import check_extractor
 from diffkit.testing.levels import check_prediction, check_schedule
 from diffkit.testing.samplers import check_sampler
+from diffkit.testing.tasks import check_task
 from diffkit.testing.trackers import check_tracker
+from diffkit.testing.weightings import check_weighting
 
 __all__ = [
     "check_backbone",
@@ -19,5 +21,7 @@ __all__ = [
     "check_prediction",
     "check_sampler",
     "check_schedule",
+    "check_task",
     "check_tracker",
+    "check_weighting",
 ]

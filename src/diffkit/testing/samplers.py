@@ -22,10 +22,11 @@ def check_sampler(function: Callable[..., Iterator[Tensor]], /, **options: Any) 
     """A sampler `(denoise, x, sigmas, noise, *, options) -> Iterator[x]`, tried on Gaussian data.
 
     With the exact denoiser of that data it yields one state of the right shape for each level after the
-    first; calls `denoise` and `noise` with Python floats, `denoise` above s = 0; gives the same images every
-    time, and for one image alone the same as in a batch; changes no tensor that it was given, got or handed
-    out; works under and without `inference_mode`, which it must not itself hold across a `yield`; and reaches
-    the right mean and deviation (3 %) on fine grids that end at 0 and above it.
+    first; calls `noise` with Python floats, and `denoise` with such or with a level for each image, above
+    s = 0; gives the same images every time, and for one image alone the same as in a batch; changes no
+    tensor that it was given, got or handed out; works under and without `inference_mode`, which it must
+    not itself hold across a `yield`; and reaches the right mean and deviation (3 %) on fine grids that
+    end at 0 and above it.
     """
     expect = expectations(function)
     check_signature(expect, function, 4, options)
@@ -64,13 +65,18 @@ class _Gaussian:
             draws = [(draw - draw.mean()) / draw.std(correction=0) for draw in draws]
         return torch.stack(draws)
 
-    def denoise(self, x: Tensor, s: float) -> Tensor:
+    def denoise(self, x: Tensor, s: float | Tensor) -> Tensor:
         """The mean of the clean images given x: `mean + v / (v + s^2) * (x - mean)`, v their variance."""
-        self.expect(isinstance(s, float), "denoise(x, s) with s a Python float", type(s).__name__)
-        self.expect(s > 0, "denoise(x, s) with s > 0", f"s = {s}")
+        import torch
+
+        rows = isinstance(s, torch.Tensor) and s.dtype == torch.float64 and s.shape == (len(self.images),)
+        wants = "denoise(x, s) with s a Python float, or a float64 tensor with a level for each image"
+        self.expect(rows or isinstance(s, float), wants, type(s).__name__)
+        levels = torch.as_tensor(s, dtype=torch.float64).reshape(-1, 1, 1, 1)
+        self.expect(bool((levels > 0).all()), "denoise(x, s) with s > 0", f"s = {s}")
         wanted = (len(self.images), *self.shape)
         self.expect(tuple(x.shape) == wanted, f"denoise(x, s) with x of shape {wanted}", tuple(x.shape))
-        variance = _DEVIATION**2
+        variance, s = _DEVIATION**2, levels.to(x.dtype) if rows else s
         return self.keep("denoise's answer", _MEAN + variance / (variance + s * s) * (x - _MEAN))
 
     def noise(self, s: float, s_next: float) -> Tensor:

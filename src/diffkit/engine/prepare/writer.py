@@ -1,0 +1,222 @@
+"""The folder of a data set as it grows, and what is counted on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffkit import durable
+from diffkit.datasets.imagefile import printable
+from diffkit.engine.prepare.options import Finished, PrepareOptions
+from diffkit.engine.prepare.rows import Channels, Row
+from diffkit.engine.shards import LineWriter, Moments, ShardWriter
+from diffkit.engine.store import FORMAT, INDEX_FILE, PARTS, VERSION, kinds_of, row_shape
+from diffkit.errors import DiffkitError, ExitCode
+from diffkit.interfaces import Attribute, ImageSpec
+
+_SHARD_BYTES = 2**30
+
+
+@dataclass
+class Writer:
+    """The folder that grows, and what is counted on the way."""
+
+    folder: Path
+    options: PrepareOptions
+    channels: Channels
+    rejected: int = 0
+    enlarged: int = 0
+    duplicates: int = 0
+    labels: dict[str, list[str | None]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    attributes: dict[str, list[Mapping[str, float]]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    reasons: Counter[str] = field(default_factory=Counter)
+    first_rejected: list[str] = field(default_factory=list)
+    seen: set[bytes] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.spec = ImageSpec(self.channels.image, options.height, options.width, image_channels=self.channels.input)
+        per_shard = options.shard_images or max(
+            1, _SHARD_BYTES // (options.height * options.width * sum(self.channels))
+        )
+
+        def writers(kind: str) -> dict[str, ShardWriter]:
+            row = row_shape(self.spec, kind)
+            return {part: ShardWriter(self.folder, kind, part, row, per_shard) for part in PARTS}
+
+        self.parts = writers("images")
+        self.inputs = writers("inputs") if self.channels.input else {}
+        self.moments = Moments(self.channels.image)
+        self.examples_file = LineWriter(self.folder / "examples.jsonl")
+        self.rejected_file = LineWriter(self.folder / "rejected.jsonl")
+
+    @property
+    def stored(self) -> int:
+        """Images written, of both parts."""
+        return sum(part.count for part in self.parts.values())
+
+    @property
+    def done(self) -> int:
+        """Examples seen."""
+        return self.stored + self.rejected
+
+    def add(self, row: Row) -> None:
+        """Store a row, or note why it is not stored."""
+        if row.pixels is None:
+            self._reject(row)
+            return
+        part = "holdout" if int(row.sha256[:16], 16) / 2**64 < self.options.holdout else "train"
+        self.parts[part].add(row.pixels)
+        if row.input is not None:
+            self.inputs[part].add(row.input)
+        self.labels[part].append(row.label)
+        self.attributes[part].append(row.attributes)
+        if part == "train":
+            self.moments.add(row.pixels)
+        key = bytes.fromhex(row.sha256[:32])
+        self.duplicates += key in self.seen
+        self.seen.add(key)
+        self.enlarged += self._was_enlarged(row)
+        self.examples_file.add(
+            {
+                "id": row.id,
+                "path": row.path,
+                "width": row.width,
+                "height": row.height,
+                "sha256": row.sha256,
+                "label": row.label,
+                **({"attributes": dict(row.attributes)} if row.attributes else {}),
+                "part": part,
+            }
+        )
+
+    def finish(self, out: Path, source: str) -> Finished:
+        """Labels, hashes and dataset.json; raises DiffkitError where the set is of no use."""
+        self._check()
+        classes = _classes(self.labels["train"])
+        codes = {name: code for code, name in enumerate(classes)}
+        self.spec = replace(self.spec, classes=classes, attributes=_attributes(self.attributes["train"]))
+        for part in [*self.parts.values(), *self.inputs.values()]:
+            part.finish_shard()
+        for name, images in self.parts.items():
+            if classes:
+                labels = [-1 if label is None else codes.get(label, -1) for label in self.labels[name]]
+                images.write_beside("labels", np.array(labels, "<i8"))
+            if self.spec.attributes:
+                images.write_beside("attributes", self._values(name))
+        self.examples_file.finish()
+        self.rejected_file.finish()
+        finished = Finished(
+            path=out,
+            spec=self.spec,
+            count=self.parts["train"].count,
+            holdout_count=self.parts["holdout"].count,
+            rejected=self.rejected,
+            enlarged=self.enlarged,
+            duplicates=self.duplicates,
+            unlabelled=sum(label not in codes for label in self.labels["train"]) if classes else 0,
+            class_counts={name: self.labels["train"].count(name) for name in classes},
+            reasons=dict(self.reasons.most_common()),
+        )
+        durable.write_json(self.folder / INDEX_FILE, self._index(finished, source))
+        return finished
+
+    def close(self) -> None:
+        """Let go of all open files."""
+        for part in [*self.parts.values(), *self.inputs.values()]:
+            part.close()
+        self.examples_file.close()
+        self.rejected_file.close()
+
+    def _values(self, part: str) -> npt.NDArray[np.float32]:
+        """The attributes of a part [N, A]; NaN = unknown."""
+        names = [attribute.name for attribute in self.spec.attributes]
+        rows = [[row.get(name, np.nan) for name in names] for row in self.attributes[part]]
+        return np.array(rows, "<f4").reshape(len(rows), len(names))
+
+    def _reject(self, row: Row) -> None:
+        self.rejected += 1
+        self.reasons[row.reason.split(":")[0]] += 1
+        if len(self.first_rejected) < 3:
+            self.first_rejected.append(f"{row.id} ({row.reason})")
+        self.rejected_file.add({"id": row.id, "path": row.path, "reason": row.reason})
+
+    def _was_enlarged(self, row: Row) -> bool:
+        across, down = self.options.width / row.width, self.options.height / row.height
+        return (min(across, down) if self.options.crop == "pad" else max(across, down)) > 1
+
+    def _check(self) -> None:
+        """Too little is left to be worth writing."""
+        kinds = ", ".join(f"{reason} ({count})" for reason, count in self.reasons.most_common(3))
+        if not self.stored:
+            what = f"None of {self.rejected} images can be used: {kinds}." if self.rejected else "There is no image."
+            hint = f"First: {'; '.join(self.first_rejected)}." if self.rejected else ""
+            raise DiffkitError(what, hint, code=ExitCode.DATA)
+        fraction = self.rejected / self.done
+        if fraction > self.options.max_rejected:
+            raise DiffkitError(
+                f"{self.rejected} of {self.done} images ({fraction:.1%}) cannot be used: {kinds}. "
+                f"First: {'; '.join(self.first_rejected)}.",
+                f"Mend or remove them, or go on without them: --max-rejected {_rounded_up(fraction)}",
+                code=ExitCode.DATA,
+            )
+        if not self.parts["train"].count:
+            raise DiffkitError(
+                f"All {self.stored} images were held out; none is left for training.",
+                "Lower --holdout, or add images.",
+                code=ExitCode.DATA,
+            )
+
+    def _index(self, finished: Finished, source: str) -> dict[str, Any]:
+        """The content of dataset.json."""
+        options = {name: value for name, value in asdict(self.options).items() if name != "workers"}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": printable(source),
+            "spec": finished.spec.to_dict(),
+            "count": finished.count,
+            "holdout_count": finished.holdout_count,
+            "rejected": finished.rejected,
+            "enlarged": finished.enlarged,
+            "duplicates": finished.duplicates,
+            "unlabelled": finished.unlabelled,
+            "class_counts": finished.class_counts,
+            "mean": self.moments.mean(),
+            "std": self.moments.std(),
+            "sigma_data": self.moments.sigma_data(),
+            "options": options,
+            "shards": [
+                asdict(shard)
+                for part in self.parts.values()
+                for kind in kinds_of(self.spec)
+                for shard in part.shards(kind)
+            ],
+        }
+
+
+def _attributes(rows: list[Mapping[str, float]]) -> tuple[Attribute, ...]:
+    """In the order in which they are first seen, with their ranges; one that is always the same says nothing."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
+    ranges = [Attribute(name, min(found), max(found)) for name, found in values.items()]
+    return tuple(attribute for attribute in ranges if attribute.low < attribute.high)
+
+
+def _classes(labels: list[str | None]) -> tuple[str, ...]:
+    """The names in use, sorted; a single one tells nothing apart."""
+    names = sorted({label for label in labels if label is not None})
+    return tuple(names) if len(names) > 1 else ()
+
+
+def _rounded_up(fraction: float) -> str:
+    """In per cent, enough to let this fraction pass."""
+    return f"{min(100, int(fraction * 100) + 1)}%"
