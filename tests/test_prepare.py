@@ -349,9 +349,41 @@ def test_a_failure_of_any_durable_operation_leaves_nothing_behind(
     pytest.fail("never completed")
 
 
-def test_paired_input_images_are_refused_openly(tmp_path: Path) -> None:
-    with pytest.raises(DiffkitError, match="Paired"):
-        finish([Example(noise(1), input=noise(2))], tmp_path / "out")
+def test_pairs_are_stored_beside_their_images(tmp_path: Path) -> None:
+    arrays = [noise(n) for n in range(40)]
+    gray = [array[..., 0] for array in arrays]
+    examples = [Example(array, input=other) for array, other in zip(arrays, gray, strict=True)]
+    done = finish(examples, tmp_path / "out", options(holdout=0.3, channels=0, shard_images=7))
+    assert (done.spec.channels, done.spec.image_channels) == (3, 1)
+    store = Store.open(tmp_path / "out")
+    assert store.verify() == []
+    for part, count in (("train", store.count), ("holdout", store.holdout_count)):
+        images, inputs = (store.column(kind, np.arange(count), part) for kind in ("images", "inputs"))
+        assert images is not None and inputs is not None and count > 0
+        assert np.array_equal(images[..., :1], inputs)
+
+
+def test_an_image_without_a_pair_or_with_one_of_another_shape_is_rejected(tmp_path: Path) -> None:
+    wide = np.zeros((8, 16, 3), np.uint8)
+    examples = [Example(noise(n), input=noise(n)) for n in range(60)]
+    done = finish([*examples, Example(noise(1)), Example(noise(2), input=wide)], tmp_path / "out")
+    assert done.count == 60
+    assert done.reasons == {"it has no pair": 1, "its pair is of another shape": 1}
+
+
+def test_attributes_become_columns_with_ranges(tmp_path: Path) -> None:
+    rows = [{"age": 20.0 + n, "smiling": float(n % 2), "always": 1.0} for n in range(10)]
+    rows[3] = {"smiling": 1.0}
+    rows[4] = {"age": float("nan")}
+    done = finish([Example(noise(n), attributes=row) for n, row in enumerate(rows)], tmp_path / "out")
+    assert [tuple(each) for each in done.spec.attributes] == [("age", 20.0, 29.0), ("smiling", 0.0, 1.0)]
+    store = Store.open(tmp_path / "out")
+    assert store.spec == done.spec and store.spec.label_width == 4
+    values = store.column("attributes", np.arange(10))
+    assert values is not None
+    assert values[0].tolist() == [20.0, 0.0]
+    assert np.isnan(values[3, 0]) and values[3, 1] == 1.0
+    assert np.isnan(values[4]).all()
 
 
 def test_undecodable_names_can_be_recorded(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def options(
 def _add_commands() -> None:
     from diffkit.cli.compare import compare
     from diffkit.cli.demo import demo
+    from diffkit.cli.edit import interpolate, invert, trajectory
     from diffkit.cli.ema import ema
     from diffkit.cli.evaluate import evaluate
     from diffkit.cli.plugins import plugins
@@ -61,6 +62,9 @@ def _add_commands() -> None:
     app.command()(prepare)
     app.command()(train)
     app.command()(sample)
+    app.command()(invert)
+    app.command()(interpolate)
+    app.command()(trajectory)
     app.command()(evaluate)
     app.command()(compare)
     app.command()(ema)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffkit.compose import Model
     from diffkit.compose.wishes import Wishes
     from diffkit.engine.inputs import Pictures
@@ -41,6 +43,7 @@ class Asked:
         source: Path | None = None,
         mask: Path | None = None,
         crop: str | None = None,
+        noise: Path | None = None,
         seed: int = 0,
     ) -> Asked:
         """Raises DiffkitError for what the model does not know, and for images that do not fit."""
@@ -59,7 +62,7 @@ class Asked:
             chosen_among("--crop", crop, ["center", "pad"])
         mixture, names = _classes(spec.classes, classes)
         values = dict(_assignment(text, "--set-label") for text in attributes)
-        if not (unlabelled or mixture or names):
+        if not (unlabelled or mixture or names or inputs or source or noise):
             names = list(spec.classes)
         kinds = [mixture] if mixture else [{name: 1.0} for name in names] or [{}]
         labels = [label_vector(spec, kind, values) for kind in kinds]
@@ -76,6 +79,8 @@ class Asked:
         if source is not None and task is not None:
             raise DiffkitError(f"This model makes images from images ({model.settings.task}).", "Use --input FOLDER.")
         given = inputs or source
+        if noise is not None and source is not None:
+            raise DiffkitError("--noise and --from both say what to begin with.", "Give one of them.")
         if mask is not None and (given is None or (task is not None and not trait(task, "takes_mask"))):
             raise DiffkitError("--mask says which part of an image is made anew.", "Give the image: --from FILE.")
         if task is not None and trait(task, "takes_mask") and inputs is not None and mask is None:
@@ -90,6 +95,7 @@ class Asked:
             inputs=pictures if inputs is not None else None,
             sources=pictures if source is not None else None,
             masks=masks,
+            noise=None if noise is None else read_noise(noise, (spec.channels, *target)),
             seed=seed,
         )
         shown: Sequence[str | None] = [_mixed(mixture)] if mixture else names or [None]
@@ -98,7 +104,20 @@ class Asked:
     @property
     def count(self) -> int:
         """How many images, unless it is said."""
+        if self.wishes.noise is not None:
+            return len(self.wishes.noise)
         return len(self.given) if self.given is not None else IMAGES
+
+    def again(self, noise: Tensor) -> Wishes:
+        """The same labels, from this noise [N, C, H, W]."""
+        return replace(self.wishes, sources=None, masks=None, noise=noise)
+
+    def label_of(self, count: int) -> list[Tensor]:
+        """Labels [K] in turn (of no length where the model knows none)."""
+        import torch
+
+        labels = self.wishes.labels
+        return [torch.zeros(0) if labels is None else labels[index % len(labels)] for index in range(count)]
 
 
 def pair_of_numbers(option: str, text: str | None) -> tuple[float, float] | None:
@@ -112,6 +131,35 @@ def pair_of_numbers(option: str, text: str | None) -> tuple[float, float] | None
     except ValueError:
         raise DiffkitError(f"{option} {text} is not two numbers.", f"Write {option} 0.2,5.") from None
     return low, high
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """`0,1,2`. Raises DiffkitError for anything else."""
+    from diffkit.errors import DiffkitError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise DiffkitError(f"{option} {text} is no list of numbers.", f"Write {option} 0,1,2.")
+    return [int(part) for part in parts]
+
+
+def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The noise [N, C, H, W] that `diffkit invert` wrote. Raises DiffkitError if it is none, or another model's."""
+    import numpy as np
+    import torch
+
+    from diffkit.errors import DiffkitError
+
+    hint = "Take the noise.npy that diffkit invert writes."
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DiffkitError(f"{path} holds no noise: {error}.", hint) from error
+    if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.ndim != 4 or found.shape[1:] != shape:
+        wanted = "x".join(map(str, shape))
+        what = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "something else"
+        raise DiffkitError(f"{path} holds {what}, and this model needs float32 [N, {wanted}].", hint)
+    return torch.from_numpy(found)
 
 
 def _classes(known: Sequence[str], given: Sequence[str]) -> tuple[dict[str, float], list[str]]:

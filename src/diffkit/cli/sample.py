@@ -60,6 +60,9 @@ def sample(
         Path | None,
         typer.Option(help="White where --from (or --input) is made anew; the rest stays.", rich_help_panel=SOURCE),
     ] = None,
+    noise: Annotated[
+        Path | None, typer.Option(help="Begin with the noise that diffkit invert found.", rich_help_panel=SOURCE)
+    ] = None,
     resample: Annotated[
         int, typer.Option(help="Passes over each step with --mask: a better fit, and slower.", rich_help_panel=SOURCE)
     ] = 1,
@@ -135,6 +138,7 @@ def sample(
         source=source,
         mask=mask,
         crop=crop,
+        noise=noise,
         seed=seed,
     )
     if strength is not None and source is None:

@@ -57,6 +57,10 @@ def _show_data(path: Path, verify: bool, as_json: bool) -> None:
         )
         for name, count in store.class_counts.items():
             out.print(f"  {plain(name)}  {count:,}", highlight=False)
+        for attribute in spec.attributes:
+            out.print(f"  {plain(attribute.name)}  {attribute.low:g} to {attribute.high:g}", highlight=False)
+        if spec.image_channels:
+            out.print("  each with a paired input", highlight=False)
     if verify:
         problems = store.verify()
         if problems:
@@ -67,6 +71,7 @@ def _show_data(path: Path, verify: bool, as_json: bool) -> None:
 def _show_model(path: Path, verify: bool, as_json: bool) -> None:
     from diffkit.cli.console import out, plain, print_json, say
     from diffkit.compose import model_path
+    from diffkit.compose.parts import chosen_parts
     from diffkit.config import to_tables, validated
     from diffkit.engine.modelfile import read_model, read_model_header
     from diffkit.interfaces import ImageSpec
@@ -80,7 +85,7 @@ def _show_model(path: Path, verify: bool, as_json: bool) -> None:
         print_json({**tables, "sha256": header["sha256"], "stages": [vars(stage) for stage in stages]})
         return
     out.print(f"[bold]{plain(str(file))}[/]: {spec}, {header['images_seen']:,} images seen")
-    for name in ("backbone", "prediction", "scheduler"):
+    for name in chosen_parts(settings):
         who = settings.parts.get(name, {})
         origin = f"  ({who['distribution']} {who['version']})" if who else ""
         out.print(f"{name:11}{plain(str(getattr(settings, name)))}{plain(origin)}", highlight=False)
@@ -89,6 +94,8 @@ def _show_model(path: Path, verify: bool, as_json: bool) -> None:
     _print_table(stages)
     if spec.classes:
         out.print(f"classes    {plain(', '.join(spec.classes[:20]))}{' ...' if len(spec.classes) > 20 else ''}")
+    for attribute in spec.attributes:
+        out.print(f"attribute  {plain(attribute.name)}, {attribute.low:g} to {attribute.high:g}", highlight=False)
     if verify:
         say("[green]The checksum is right.[/]")
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from diffkit.engine.sample import Images, Plan
 
 
+CHECKPOINT = "state.safetensors"
+
+
 @dataclass(frozen=True, repr=False)
 class Model:
     """A trained model, ready to make images."""
@@ -189,10 +192,11 @@ def _choice(text: str | None, default: PartChoice) -> PartChoice:
 
 
 def model_path(path: str | Path) -> Path:
-    """The model file of a run directory, or the file itself. Raises DiffkitError if there is none."""
+    """The model file of a run directory or a checkpoint's, or the file itself. Raises DiffkitError if there is none."""
     path = Path(path)
-    if path.is_dir() and (path / "model.safetensors").exists():
-        return path / "model.safetensors"
+    for name in ("model.safetensors", CHECKPOINT):
+        if path.is_dir() and (path / name).exists():
+            return path / name
     if path.is_file():
         return path
     if RunDir(path).exists:
@@ -214,6 +218,8 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto
     from diffkit.engine.modelfile import read_model
 
     file = model_path(path)
+    if file.name == CHECKPOINT:
+        return _of_checkpoint(file, device=device, precision=precision, raw=raw)
     tensors, header = read_model(file)
     return model_of(_raw_weights(file) if raw else tensors, header, file, device=device, precision=precision)
 
@@ -247,6 +253,23 @@ def model_of(
         device=target,
         images_seen=int(header["images_seen"]),
         sha256=str(header.get("sha256", "")),
+    )
+
+
+def _of_checkpoint(file: Path, *, device: str, precision: str, raw: bool) -> Model:
+    """The averaged weights, or with `raw` those last trained, of a checkpoint; what they are of, its run says."""
+    from diffkit.engine.modelfile import read_model_header, read_tensors
+    from diffkit.engine.train import under
+
+    tensors, header = read_tensors(file)
+    run = file.parents[2]
+    if not (run / "model.safetensors").exists():
+        raise DiffkitError(
+            f"{file.parent} is a checkpoint without its run.", "Leave it inside its run.", code=ExitCode.MODEL
+        )
+    whole = {**read_model_header(run / "model.safetensors"), **header}
+    return model_of(
+        under(tensors, "network." if raw else "average."), whole, run / file.name, device=device, precision=precision
     )
 
 

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 class Wishes:
     """What is wanted of each image: everything is taken in turn, image i gets number i modulo how many there are.
 
-    labels [L, K]; inputs: what the model's task is shown; sources: what to begin with; masks: white = make anew.
+    labels [L, K]; inputs: what the model's task is shown; sources: what to begin with; masks: white = make anew; noise
+    [L, C, H, W]: the noise to begin with.
     """
 
     labels: Tensor | None = None
     inputs: Pictures | None = None
     sources: Pictures | None = None
     masks: Pictures | None = None
+    noise: Tensor | None = None
     task: Task | None = field(default=None, repr=False)
     seed: int = 0
 
@@ -40,7 +42,8 @@ class Wishes:
 
         label = None if self.labels is None else self.labels[[i % len(self.labels) for i in indices]]
         source, mask = _stacked(self.sources, indices), _mask(self.masks, indices)
-        given = Given(label=label, source=source, mask=mask)
+        noise = None if self.noise is None else self.noise[[i % len(self.noise) for i in indices]]
+        given = Given(label=label, source=source, mask=mask, noise=noise)
         shown = _stacked(self.inputs, indices)
         if self.task is None or shown is None:
             return given

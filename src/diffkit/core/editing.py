@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from diffkit.interfaces import Denoise, Noise
@@ -43,3 +44,26 @@ def resampled(sampler: Callable[..., Iterator[Tensor]], times: int) -> Callable[
             yield from states
 
     return again
+
+
+def between(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """From one noise [C, H, W] to another along the sphere, so that what lies between is as strong (Shoemake 1985)."""
+    a, b = one.flatten().double(), other.flatten().double()
+    angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
+    if float(angle) < 1e-4:
+        return one.lerp(other, share)
+    first, second = torch.sin((1 - share) * angle) / angle.sin(), torch.sin(share * angle) / angle.sin()
+    return first.float() * one + second.float() * other
+
+
+def adds_noise(sampler: Callable[..., Iterator[Tensor]]) -> bool:
+    """Whether a sampler asks for noise on its way down, so that it cannot be run backwards; found by trying."""
+    asked = []
+
+    def noise(s: float, s_next: float) -> Tensor:
+        asked.append(s)
+        return torch.zeros(1, 1, 1, 1)
+
+    for _ in sampler(lambda x, s: torch.zeros_like(x), torch.ones(1, 1, 1, 1), [4.0, 2.0, 1.0, 0.5], noise):
+        pass
+    return bool(asked)
