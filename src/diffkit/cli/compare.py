@@ -141,7 +141,9 @@ def _table(found: Sequence[Candidate], chosen: Sequence[Candidate], floor: Estim
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for each in found:
-        mark = "[bold green]choice[/]" if each in chosen else "best for its calls" if id(each) in best else ""
+        mark = "best for its calls" if id(each) in best else ""
+        mark = "[yellow]burnt: too much black and white[/]" if each.burnt else mark
+        mark = "[bold green]choice[/]" if each in chosen else mark
         cells = [plain(str(each.settings.get(key, ""))) for key in keys]
         figures = [figure(each.metric.value), interval(each.metric), str(each.calls), clock(each.seconds)]
         table.add_row(*cells, *figures, mark)

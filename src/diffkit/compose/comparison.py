@@ -54,8 +54,9 @@ def compare(
 
     Raises DiffkitError for a way that cannot be taken, before the first is.
     """
+    from diffkit.measure.images import clipped
     from diffkit.measure.scores import score
-    from diffkit.measure.tradeoff import Candidate
+    from diffkit.measure.tradeoff import Candidate, burnt
 
     reference.check_part(against)
     for each in chosen:
@@ -63,7 +64,7 @@ def compare(
         _plan(each, seed)
     yield from reference.look()
     real, labels = reference.features(against), reference.labels(against)
-    result = []
+    result, usual = [], clipped(reference.train)
     for number, each in enumerate(chosen):
         yield Working("Comparing", number, len(chosen))
         plan = _plan(each, seed)
@@ -71,7 +72,8 @@ def compare(
         found = yield from reference.look_at(made.images)
         estimate = score(metric, real, found, reference.names)
         settings = {**each.settings, **plan.names, "guidance": plan.guidance.scale}
-        result.append(Candidate(settings, made.calls, made.seconds, count, estimate))
+        share = clipped(made.images)
+        result.append(Candidate(settings, made.calls, made.seconds, count, estimate, share, burnt=burnt(share, usual)))
     return result
 
 

@@ -85,6 +85,17 @@ def made(pixels: Pixels, labels: Sequence[str | None] | None, path: str) -> Imag
     )
 
 
+def clipped(images: ImageSet, most: int = 1000) -> float:
+    """The share of values that are 0 or 255, in up to `most` images spread over the set."""
+    chosen = np.unique(np.linspace(0, images.count - 1, min(most, images.count)).astype(np.int64))
+    extremes, values = 0, 0
+    for start in range(0, len(chosen), 64):
+        pixels = images.read(chosen[start : start + 64])
+        extremes += int(((pixels == 0) | (pixels == 255)).sum())
+        values += pixels.size
+    return extremes / values
+
+
 def check_shapes(one: str, shape: tuple[int, int, int], other: str, other_shape: tuple[int, int, int]) -> None:
     """Raises DiffkitError unless both hold images of one size, in colour or in gray."""
     if shape == other_shape:

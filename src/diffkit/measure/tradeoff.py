@@ -14,7 +14,8 @@ from diffkit.measure.estimate import Estimate
 class Candidate:
     """One way of making images, and what came of it: `calls` network calls an image, `seconds` in all.
 
-    `settings` are what makes it differ from the others (run, sampler, scheduler, steps, guidance, ema).
+    `settings` are what makes it differ from the others (run, sampler, scheduler, steps, guidance, ema). `clipped`: the
+    share of values that are black or white; `burnt`: far more of them than the real images have.
     """
 
     settings: dict[str, Any]
@@ -22,10 +23,13 @@ class Candidate:
     seconds: float
     images: int
     metric: Estimate
+    clipped: float = 0.0
+    burnt: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         figures = {"network_calls": self.calls, "seconds": round(self.seconds, 3), "images": self.images}
+        figures |= {"clipped": round(self.clipped, 4), "burnt": self.burnt}
         return {**self.settings, **figures, "metric": self.metric.to_dict()}
 
 
@@ -39,10 +43,20 @@ def front(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def choice(candidates: Sequence[Candidate]) -> Candidate:
-    """The fewest calls on the front that are as good as the best within the best one's interval."""
+    """The fewest calls on the front that are as good as the best within the best one's interval.
+
+    Burnt images are never chosen where there are others: a distance between features of a model that has learnt little
+    can prefer them, an eye never does.
+    """
+    candidates = [each for each in candidates if not each.burnt] or candidates
     best = min(candidates, key=lambda candidate: candidate.metric.value)
     bound = best.metric.value if best.metric.high is None else best.metric.high
     return next(each for each in front(candidates) if each.metric.value <= bound)
+
+
+def burnt(made: float, real: float) -> bool:
+    """Whether this share of black and white values is beyond what the real images' share explains."""
+    return made > 2 * real + 0.05
 
 
 def plot(

@@ -28,6 +28,7 @@ def charts(records: Records) -> list[tuple[str, str, str]]:
         ("Held-out loss", "the averaged network on fixed images under fixed noise", _held_out(records)),
         ("Gap", "how much worse held-out images fare than training images: what is learnt by heart", _gap(records)),
         ("Held-out loss by noise level", "from little noise (dark) to much (light)", _levels(records)),
+        ("Training loss by noise level", "in eight equal shares, from little noise (dark) to much", _shares(records)),
         *_metrics(records),
         ("Colours of the samples", "mean and deviation per channel; dashed: the data", _colours(records)),
         ("Throughput", "images a second while training", _speed(records)),
@@ -97,6 +98,27 @@ def _levels(records: Records) -> str:
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _legend(axes, columns=2)
+    return _svg(figure)
+
+
+def _shares(records: Records) -> str:
+    from matplotlib import colormaps
+
+    images, found = records.steps["images"], records.by_level
+    if len(images) < 2 or not np.isfinite(found).any():
+        return ""
+    figure, axes = _axes()
+    width = max(1, min(SMOOTHING, len(images) // 4))
+    for number, values in enumerate(found.T):
+        known = np.isfinite(values)
+        if known.sum() < width:
+            continue
+        smooth = np.convolve(values[known], np.ones(width) / width, mode="valid")
+        colour = colormaps["plasma"](0.25 + 0.65 * number / (found.shape[1] - 1))
+        axes.plot(images[known][width - 1 :], smooth, color=colour, lw=1.2)
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return _svg(figure)
 
 
