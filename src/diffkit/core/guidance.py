@@ -25,7 +25,7 @@ def guided(
 
     Classifier-free guidance when the reference is the model without its label (Ho and Salimans 2022, eq. 6, where
     scale = 1 + w); autoguidance when it is a worse model (Karras et al. 2024, "Guiding a diffusion model with a bad
-    version of itself", eq. 3). Only at levels within the interval (Kynkaanniemi et al. 2024, eq. 5): elsewhere the
+    version of itself", eq. 3). Only at levels within the interval (Kynkaanniemi et al. 2024, section 3): elsewhere the
     reference is not called. `rescale`: see `rescaled`.
     """
     if scale == 1:

@@ -40,8 +40,8 @@ def by_weighting(
 class Uncertainty(nn.Module):
     """A learned weighting: the loss is `error / exp(u(s)) + u(s)`, so u becomes the logarithm of the expected error.
 
-    Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", eq. 14 and 21: every noise
-    level then contributes equally, whatever the network makes of it. One linear layer over Fourier features of
+    Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", after Kendall et al. 2018,
+    "Multi-task learning using uncertainty": every noise level then counts equally, whatever the network makes of it. One linear layer over Fourier features of
     log(s) / 4; it is no part of the model.
     """
 

@@ -124,7 +124,7 @@ def unipc(
 def deis(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: Literal[1, 2, 3, 4] = 3
 ) -> Iterator[Tensor]:
-    """DEIS, the polynomial in log s: one network call a step (Zhang and Chen 2023, "tAB-DEIS", eq. 15)."""
+    """DEIS, the polynomial in log s: one network call a step (Zhang and Chen 2023, section 3.2, "tAB-DEIS")."""
 
     def weights(number: int, used: int) -> list[float]:
         if sigmas[number + 1] == 0:
@@ -152,7 +152,7 @@ def lms(
 def ipndm(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: Literal[1, 2, 3, 4] = 4
 ) -> Iterator[Tensor]:
-    """Improved PNDM: Adams and Bashforth's fixed coefficients (Liu et al. 2022, eq. 12; Zhang and Chen 2023).
+    """Improved PNDM: Adams and Bashforth's fixed coefficients (Liu et al. 2022; Zhang and Chen 2023, section 3.3).
 
     One network call a step. On uneven steps, which are the rule, of second order only.
     """
