@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench samplers clean
 
 demo: $(READY)
 	$(BIN)/diffkit demo
@@ -22,6 +22,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/evaluate.py
+
+# The tables and the plot of docs/samplers.md, on the demo's model.
+samplers: $(READY)
+	test -d demo/run || $(BIN)/diffkit demo -o demo
+	$(BIN)/python benchmarks/samplers.py demo/run
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv

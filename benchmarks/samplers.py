@@ -22,8 +22,10 @@ from common import RESULTS, write
 
 import diffkit
 from diffkit.compose.wishes import Wishes, class_labels
+from diffkit.config import SampleSettings
 
 DOCS = Path(__file__).parents[1] / "docs"
+DEFAULT = str(SampleSettings().sampler)
 SAMPLERS = {
     "dpmpp-2m": 1,
     "dpmpp-3m": 1,
@@ -156,7 +158,7 @@ def plot(results: dict[str, Any]) -> None:
         grid = best_grid({"error": {int(each): value for each, value in row["error"].items()}})
         values = [row["error"][str(calls)][grid] for calls in CALLS]
         style = "--" if row["adds_noise"] else ":" if SAMPLERS[row["sampler"]] == 2 else "-"
-        default = row["sampler"] == "dpmpp-2m"
+        default = row["sampler"] == DEFAULT
         left.plot(CALLS, values, style, marker="o", ms=3, lw=2.6 if default else 1.1, label=row["sampler"])
     left.set(
         xscale="log",
@@ -172,7 +174,7 @@ def plot(results: dict[str, Any]) -> None:
             [row["metric"]["value"] for row in rows],
             marker="o",
             ms=4,
-            lw=2.6 if name == "dpmpp-2m" else 1.1,
+            lw=2.6 if name == DEFAULT else 1.1,
             label=name,
         )
     right.axhline(results["floor"]["value"], color="0.5", ls="--", lw=1, label="real against real")
@@ -210,8 +212,8 @@ def main() -> None:
         return float(np.prod([row["error"][calls][best_grid(row)] for calls in (10, 15, 20)]))
 
     chosen = [(row["sampler"], best_grid(row)) for row in sorted(steady, key=merit)[:BEST]]
-    if "dpmpp-2m" not in [sampler for sampler, _ in chosen]:
-        chosen.append(("dpmpp-2m", GRIDS[0]))
+    if DEFAULT not in [sampler for sampler, _ in chosen]:
+        chosen.append((DEFAULT, GRIDS[0]))
     distances, floor = measured.distances(chosen)
     write(
         "samplers",

@@ -16,7 +16,20 @@ from diffkit.core import schedules
 from diffkit.core.samplers import multistep, onestep
 from diffkit.core.schedules import over_range, sampling_grid
 
-SAMPLERS = {"euler": (onestep.euler, 1), "heun": (onestep.heun, 2), "dpmpp-2m": (multistep.dpmpp_2m, 1)}
+SAMPLERS = {
+    "euler": (onestep.euler, 1),
+    "heun": (onestep.heun, 2),
+    "dpm2": (onestep.dpm2, 2),
+    "dpmpp-2s": (onestep.dpmpp_2s, 2),
+    "dpmpp-2m": (multistep.dpmpp_2m, 1),
+    "dpmpp-3m": (multistep.dpmpp_3m, 1),
+    "unipc": (multistep.unipc, 1),
+    "unipc:order=2": (partial(multistep.unipc, order=2), 1),
+    "deis": (multistep.deis, 1),
+    "deis:order=2": (partial(multistep.deis, order=2), 1),
+    "ipndm": (multistep.ipndm, 1),
+    "lms": (multistep.lms, 1),
+}
 GRIDS = {
     "lognormal:mean=-1,std=3": partial(schedules.lognormal, mean=-1.0, std=3.0),
     "loglinear": schedules.loglinear,

@@ -260,9 +260,15 @@ def test_a_closed_pipe_ends_a_listing_quietly() -> None:
     assert done.stderr == ""
 
 
-def test_other_files_of_diffkit_are_no_models(run: Path) -> None:
+def test_a_checkpoint_makes_images_only_within_its_run(run: Path, tmp_path: Path) -> None:
     state = next((run / "checkpoints").glob("images-*/state.safetensors"))
-    refused(call_diffkit("sample", state, "--device", "cpu"), 7, "part of a checkpoint")
+    for number, path in enumerate((state, state.parent)):
+        done = call_diffkit("sample", path, "-o", tmp_path / str(number), "-n", 2, "--steps", 2, "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+    apart = tmp_path / "a" / "b" / "c" / state.name
+    apart.parent.mkdir(parents=True)
+    apart.write_bytes(state.read_bytes())
+    refused(call_diffkit("sample", apart, "-o", tmp_path / "no", "--device", "cpu"), 7, "without its run")
     refused(call_diffkit("show", state), 7, "part of a checkpoint")
 
 

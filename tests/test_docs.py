@@ -78,16 +78,17 @@ def test_the_python_of_the_readme_runs(run: Path, monkeypatch: pytest.MonkeyPatc
     assert names["images"].shape == (16, 12, 12, 3)  # type: ignore[attr-defined]
 
 
-def test_the_extractor_and_the_tracker_of_the_guide_keep_their_contracts() -> None:
-    from diffkit.testing import check_extractor, check_tracker
+def test_the_parts_of_the_guide_keep_their_contracts() -> None:
+    from diffkit.testing import check_extractor, check_task, check_tracker
 
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "plugins.md").read_text(), re.M | re.S)
     names: dict[str, Any] = {}
     for block in blocks:
-        if "class Colours" in block or "def table" in block:
+        if "class Colours" in block or "def table" in block or "def edges" in block:
             exec(block, names)
     check_extractor(names["colours"], cells=3)
     check_tracker(names["table"])
+    check_task(names["edges"])
 
 
 def test_the_project_speaks_of_itself_alone() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 import diffkit
@@ -94,11 +94,17 @@ def test_films_between_seeds_and_of_the_way_from_noise(run: Path, photo: Path, t
     first = opened(tmp_path / "frames" / "0000.png")
     one = diffkit.load(run, device="cpu").sample(1, seed=3, steps=4, classes=["high"])
     assert np.abs(first - one[0].astype(int)).max() <= 1
+    done = call_diffkit("interpolate", run, "-o", tmp_path / "own", "--from", photo, "--from", photo, "--frames", 1)
+    assert done.returncode == 0, done.stderr
+    assert psnr(opened(photo), opened(tmp_path / "own" / "0001.png")) > 25  # type: ignore[arg-type]
     for name in ("t.gif", "t.png", "t"):
         done = call_diffkit("trajectory", run, "-o", tmp_path / name, "-n", 2, "--steps", 4)
         assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "t.gif") as film:
-        assert film.n_frames == 4  # type: ignore[attr-defined]
+        lasting = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
+    assert sum(lasting) == pytest.approx(
+        4 * 125 + 2000, abs=40
+    )  # equal frames may have become one; GIF has 10 ms steps
     assert len(list((tmp_path / "t").iterdir())) == 4
 
 

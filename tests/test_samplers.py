@@ -146,7 +146,11 @@ def default_grid(steps: int, side: int) -> list[float]:
 @pytest.mark.parametrize("side", [16, 32, 128])
 @pytest.mark.parametrize(("calls", "tolerance"), [(20, 0.03), (50, 0.01)])
 def test_the_default_sampler_on_the_default_grid_keeps_the_variance(calls: int, tolerance: float, side: int) -> None:
-    variance = output_variance(samplers.dpmpp_2m, exact(SD), default_grid(calls, side), SD)
+    from diffkit.config import SampleSettings
+
+    choice = SampleSettings().sampler
+    default = partial(getattr(samplers, choice.name.replace("-", "_")), **choice.options)
+    variance = output_variance(default, exact(SD), default_grid(calls, side), SD)
     assert variance == pytest.approx(SD**2, rel=tolerance)
 
 

@@ -119,7 +119,7 @@ class TrainSettings(_Section):
 class SampleSettings(_Section):
     """How previews are made, and `diffkit sample` unless it is told otherwise."""
 
-    sampler: PartChoice = PartChoice(name="dpmpp-2m")
+    sampler: PartChoice = PartChoice(name="unipc", options={"order": 2})
     scheduler: PartChoice = PartChoice(name="lognormal", options={"mean": -1.0, "std": 3.0})
     steps: int = Field(15, ge=1, le=100_000)
     guidance: float = Field(1.0, allow_inf_nan=False)

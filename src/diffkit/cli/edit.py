@@ -128,7 +128,9 @@ def interpolate(
     check_film(out)
     require_vacant(out)
     loaded = load_model(model, device=device, precision=precision)
-    asked = Asked.of(loaded, classes=classes or [], attributes=set_label or [])
+    # Images of one's own are inverted without a label unless one is given, so they are made again without.
+    plain_ones = bool(source) and not classes and not set_label
+    asked = Asked.of(loaded, classes=classes or [], attributes=set_label or [], unlabelled=plain_ones)
     plan = loaded.plan(sampler=sampler, scheduler=scheduler, steps=steps)
     if source:
         noises = [_inverted(loaded, path, classes or [], set_label or [], crop) for path in source]

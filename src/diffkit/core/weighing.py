@@ -41,8 +41,8 @@ class Uncertainty(nn.Module):
     """A learned weighting: the loss is `error / exp(u(s)) + u(s)`, so u becomes the logarithm of the expected error.
 
     Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", after Kendall et al. 2018,
-    "Multi-task learning using uncertainty": every noise level then counts equally, whatever the network makes of it. One linear layer over Fourier features of
-    log(s) / 4; it is no part of the model.
+    "Multi-task learning using uncertainty": every noise level then counts equally, whatever the network makes of it.
+    One linear layer over Fourier features of log(s) / 4; it is no part of the model.
     """
 
     frequencies: Tensor
