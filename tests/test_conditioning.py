@@ -12,6 +12,7 @@ from PIL import Image
 
 import diffkit
 from conftest import TINY, call_diffkit, run_diffkit
+from diffkit.config import read_toml
 from diffkit.durable import read_lines
 from diffkit.engine.pictures import psnr
 from diffkit.errors import ExitCode
@@ -120,6 +121,10 @@ def test_super_resolution_end_to_end(images: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with Image.open(sorted((run / "samples").iterdir())[-1]) as sheet:
         assert sheet.size == (12 * 66 + 2, 6 * 66 + 2)  # what was shown, made and there, four times a row
+    config, store = read_toml(run / "config.toml"), json.loads((data / "dataset.json").read_text())
+    scale = config["prediction"]["sigma_data"] / store["sigma_data"]
+    assert 0.05 < scale < 0.9  # what is learned is the difference, and the noise is in proportion
+    assert (config["noise"]["shift"], config["noise"]["s_max"]) == pytest.approx((scale, 40 * scale))
     low = tmp_path / "low"
     low.mkdir()
     whole = [np.asarray(Image.open(images / f"{n:03d}.png")) for n in range(6)]
@@ -143,6 +148,13 @@ def test_super_resolution_end_to_end(images: Path, tmp_path: Path) -> None:
     done = call_diffkit("sample", run, "-o", tmp_path / "none")
     assert done.returncode == ExitCode.USAGE
     assert "makes images from images (super-resolution:factor=4) and was given none" in done.stderr
+
+
+def test_colours_are_not_learned_from_gray_images(images: Path, tmp_path: Path) -> None:
+    assert run_diffkit("prepare", images, "-o", tmp_path / "gray", "--size", 16, "--color", "gray").returncode == 0
+    done = call_diffkit("train", tmp_path / "gray", "-o", tmp_path / "run", "--task", "colorize", "--steps", 1, *TINY)
+    assert done.returncode == ExitCode.DATA
+    assert "there is nothing left to learn" in done.stderr
 
 
 def test_a_trained_inpainter_keeps_what_is_known(images: Path, tmp_path: Path) -> None:

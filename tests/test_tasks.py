@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffkit.core import tasks
+from diffkit.core.denoiser import Denoiser, squared_error
+from diffkit.core.predictions import edm
 from diffkit.testing import check_task
 
 ALL = {
@@ -55,6 +57,27 @@ def test_the_holes_of_training_vary_and_hide_the_image() -> None:
     share = mask.mean((1, 2, 3))
     assert float(share.min()) > 0 and float(share.max()) > 0.6 and 0.2 < float(share.mean()) < 0.6
     assert len(torch.unique(mask.flatten(1), dim=0)) > 480
+
+
+def test_a_near_denoiser_is_a_plain_one_of_the_difference() -> None:
+    """Sampled, too, it would give the difference plus what is near: the noise is the same."""
+
+    class Network(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor, image: Tensor | None = None) -> Tensor:
+            return torch.tanh(x) * c_noise[:, None, None, None]
+
+    generator = torch.Generator().manual_seed(0)
+    clean, noise, shown = (torch.randn(4, 3, 8, 8, generator=generator) for _ in range(3))
+    gray, s = shown[:, :1], torch.tensor([0.01, 0.3, 2.0, 50.0], dtype=torch.float64)
+    prediction = partial(edm, sigma_data=0.2)
+    plain, near = Denoiser(Network(), prediction), Denoiser(Network(), prediction, near=True)
+    for image in (shown, gray, torch.cat([shown, gray], 1)):
+        base = image[:, :3] if image.shape[1] > 1 else image
+        expected = base + plain(clean - base, s)
+        torch.testing.assert_close(near(clean, s, {"image": image}), expected)
+        torch.testing.assert_close(
+            squared_error(near, clean, s, noise, {"image": image}), squared_error(plain, clean - base, s, noise)
+        )
 
 
 def test_gray_is_pillows() -> None:

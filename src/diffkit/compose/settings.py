@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.model import model_path
-from diffkit.compose.parts import PART_KINDS, chosen_parts, completed, find, recorded, task_of, trait, trial_network
+from diffkit.compose.parts import (
+    PART_KINDS,
+    chosen_parts,
+    completed,
+    find,
+    near,
+    recorded,
+    task_of,
+    trait,
+    trial_network,
+)
 from diffkit.config import PartChoice, Settings, to_tables, validated
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import ImageSpec
@@ -19,6 +29,10 @@ if TYPE_CHECKING:
     import torch
 
     from diffkit.engine.store import Store
+
+
+SURVEYED = 1024  # images
+LEAST_DIFFERENCE = 1e-3
 
 
 class OtherSettings(DiffkitError):
@@ -33,14 +47,16 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
     if not settings.train.init and (settings.preset or hasattr(find("backbones", backbone).function, "presets")):
         preset = settings.preset or _default_preset(store.count, device)
         backbone = backbone.over(_preset(backbone, preset, spec))
-    s_max = settings.noise.s_max or 80 * math.sqrt(spec.height * spec.width) / 32
+    scale = _sigma_data(settings, store) / store.sigma_data
+    s_max = settings.noise.s_max or 80 * math.sqrt(spec.height * spec.width) / 32 * scale
+    shift = settings.noise.shift if "shift" in settings.noise.model_fields_set else scale
     if settings.noise.s_min >= s_max:
         raise DiffkitError(f"noise.s_min = {settings.noise.s_min} is not below s_max = {s_max}.")
     settings = settings.model_copy(
         update={
             "backbone": backbone,
             "preset": None,
-            "noise": settings.noise.model_copy(update={"s_max": s_max}),
+            "noise": settings.noise.model_copy(update={"s_max": s_max, "shift": shift}),
             "data": settings.data.model_copy(update={"fingerprint": store.fingerprint}),
         }
     )
@@ -124,7 +140,7 @@ def _image_channels(settings: Settings, stored: ImageSpec) -> int:
 
 def _with_parts(settings: Settings, store: Store) -> Settings:
     """Every part with all its options, names and types checked."""
-    context, parts = {"sigma_data": store.sigma_data}, settings.parts
+    context, parts = {"sigma_data": _sigma_data(settings, store)}, settings.parts
     update: dict[str, Any] = {
         key: completed(PART_KINDS[key], choice, context, parts.get(key))[0]
         for key, choice in chosen_parts(settings).items()
@@ -137,6 +153,27 @@ def _with_parts(settings: Settings, store: Store) -> Settings:
         }
     )
     return settings.model_copy(update=update)
+
+
+def _sigma_data(settings: Settings, store: Store) -> float:
+    """The root mean square of what is denoised: the images or, for a task that shows nearly them, the difference."""
+    if not near(settings):
+        return store.sigma_data
+    import torch
+
+    from diffkit.core.denoiser import Denoiser
+    from diffkit.engine.batches import Batches
+
+    batch = Batches(store, training_spec(settings, store.spec), 0, False, 0.0, task_of(settings))
+    clean, condition, _ = batch.batch(0, min(store.count, SURVEYED)).to(torch.device("cpu"))
+    scale = float((clean - Denoiser.base(condition, clean.shape[1])).square().mean().sqrt())
+    if scale < LEAST_DIFFERENCE:
+        raise DiffkitError(
+            f"The task {settings.task} shows these images as they are: there is nothing left to learn.",
+            "Colours need images in colour; super-resolution needs details.",
+            code=ExitCode.DATA,
+        )
+    return scale
 
 
 def _merged(stored: Settings, given: Mapping[str, Any], spec: ImageSpec) -> dict[str, Any]:

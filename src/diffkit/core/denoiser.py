@@ -20,19 +20,25 @@ class Denoiser:
     """`denoiser(x, s, condition)` estimates the clean images in `x = clean + s * noise`.
 
     Coefficients are computed on the CPU in float64 (one number per image) and sent to the device as one small tensor;
-    only the network itself runs under `autocast`, a function that returns a context manager.
+    only the network itself runs under `autocast`, a function that returns a context manager. `near`: images lie near
+    the conditioning image, and what is denoised is the difference (as in Li et al. 2022, "SRDiff", section 3.2).
     """
 
     network: nn.Module
     prediction: Callable[[Tensor], Coefficients]
     autocast: Callable[[], AbstractContextManager[object]] = field(default=nullcontext)
+    near: bool = False
 
     def __call__(self, x: Tensor, s: float | Tensor, condition: Condition | None = None) -> Tensor:
         """x [B, C, H, W], s a float or float64 [B] on the CPU -> the estimate of the clean images."""
         levels = torch.as_tensor(s, dtype=torch.float64).reshape(-1)
         skip, out, inp = self.prediction(levels)
         skip, out, inp, c_noise = _rows(x, skip, out, inp, levels.log() / 4)
-        return skip * x + out * self._network(inp * x, c_noise, condition)
+        if not self.near:
+            return skip * x + out * self._network(inp * x, c_noise, condition)
+        base = self.base(condition, x.shape[1])
+        x = x - base
+        return base + skip * x + out * self._network(inp * x, c_noise, condition)
 
     def residual(self, clean: Tensor, s: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
         """The error in the network's own output at x = clean + s * noise; times `out`, that of the clean estimate.
@@ -43,8 +49,17 @@ class Denoiser:
         skip, out, inp = self.prediction(s)
         signal, minus_noise = (1 - skip) / out, skip * s / out
         inp, c_noise, level, signal, minus_noise = _rows(clean, inp, s.log() / 4, s, signal, minus_noise)
+        if self.near:
+            clean = clean - self.base(condition, clean.shape[1])
         estimate = self._network(inp * (clean + level * noise), c_noise, condition)
         return estimate - (signal * clean - minus_noise * noise)
+
+    @staticmethod
+    def base(condition: Condition | None, channels: int) -> Tensor:
+        """What images lie near: the conditioning image [B, C', H, W], of which one channel stands for all."""
+        assert condition is not None
+        image = condition["image"]
+        return image[:, :channels] if image.shape[1] >= channels else image[:, :1]
 
     def _network(self, x: Tensor, c_noise: Tensor, condition: Condition | None) -> Tensor:
         with self.autocast():

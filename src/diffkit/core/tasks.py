@@ -2,7 +2,8 @@
 
 Each is a function `(images [B, C, H, W], draw, mask, *, options) -> conditioning image [B, C', H, W]`. `images` are the
 data set's paired inputs where it has some, else its own images; when sampling, what the user gives. `draw(n)` gives
-[B, n] numbers in (0, 1), `mask` [B, 1, H, W] is 1 where the image is to be made anew, None in training.
+[B, n] numbers in (0, 1), `mask` [B, 1, H, W] is 1 where the image is to be made anew, None in training. Attributes of a
+function: `near`, the image lies near what is shown of it, and the difference is learned; `takes_mask`; `needs_pairs`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def translate(images: Tensor, draw: Draw, mask: Tensor | None) -> Tensor:
     return images
 
 
+super_resolution.near = True  # type: ignore[attr-defined]
+colorize.near = True  # type: ignore[attr-defined]
 inpaint.takes_mask = True  # type: ignore[attr-defined]
 translate.needs_pairs = True  # type: ignore[attr-defined]
 

@@ -145,7 +145,7 @@ def invert(denoiser: Denoiser, plan: Plan, given: Given) -> Tensor:
     denoise = _denoiser(_Counted(denoiser), plan, replace(given, mask=None), None)
     positions = torch.arange(len(given.source), device=device)
     (x,) = deque(_steps(replace(plan, sigmas=rising), denoise, given.source, positions), maxlen=1)
-    return (x - _mean(plan, device)) / rising[-1]
+    return (x - _middle(denoiser, plan, given)) / rising[-1]
 
 
 def _begun(
@@ -158,15 +158,20 @@ def _begun(
     counted = _Counted(denoiser)
     denoise = _denoiser(counted, plan, given, (spec.height, spec.width) if size else None)
     noise = normal(plan.seed, Purpose.START_NOISE, positions, shape) if given.noise is None else given.noise
-    begin = given.source if given.source is not None and given.mask is None else _mean(plan, device)
+    middle = _middle(denoiser, plan, given)
+    begin = given.source if given.source is not None and given.mask is None else middle
     if given.source is not None and given.mask is not None:
         # What is kept lies under the same noise as the rest; where a start is made anew, the source tells nothing.
-        anew = given.source if plan.strength < 1 else _mean(plan, device)
+        anew = given.source if plan.strength < 1 else middle
         begin = torch.where(given.mask > 0, anew, given.source)
     return counted, _steps(plan, denoise, begin + plan.sigmas[0] * noise, positions, kept=given.mask is not None)
 
 
-def _mean(plan: Plan, device: torch.device) -> Tensor:
+def _middle(denoiser: Denoiser, plan: Plan, given: Given) -> Tensor:
+    """What lies under the first noise: the data's colour or, where images lie near what is shown, that."""
+    if denoiser.near and given.image is not None:
+        return denoiser.base({"image": given.image}, len(plan.mean))
+    device = next(denoiser.network.parameters()).device
     return torch.tensor(plan.mean, device=device, dtype=torch.float32)[:, None, None]
 
 
