@@ -11,6 +11,7 @@ from torch import nn
 from diffkit.backbones.presets import PRESETS, unet_preset
 from diffkit.backbones.unet import Attention, Block, unet
 from diffkit.engine.anatomy import anatomy
+from diffkit.engine.devices import activation_bytes, autocast
 from diffkit.errors import DiffkitError
 from diffkit.interfaces import ImageSpec
 from diffkit.testing import check_backbone
@@ -42,6 +43,30 @@ def randomised(network: nn.Module) -> nn.Module:
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return network.eval()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_activations_computed_again_change_nothing_but_memory(precision: str) -> None:
+    """Dropout included: what is computed again draws the same numbers."""
+    spec, gradients, kept = ImageSpec(3, 16, 16, ("a",)), [], []
+    for checkpoint in (0, 1, 2):
+        torch.manual_seed(0)
+        network = unet(spec, **SMALL, attention=8, dropout=0.3, checkpoint=checkpoint)
+        randomised(network).train()
+        x, label = torch.randn(2, 3, 16, 16), torch.ones(2, 1)
+
+        def forward(network: nn.Module = network, x: torch.Tensor = x, label: torch.Tensor = label) -> torch.Tensor:
+            torch.manual_seed(1)
+            with autocast(torch.device("cpu"), precision)():
+                return network(x, torch.zeros(2), label=label)
+
+        forward().square().mean().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+        kept.append(activation_bytes(forward))
+    for other in gradients[1:]:
+        for a, b in zip(gradients[0], other, strict=True):
+            assert a is not None and b is not None and torch.equal(a, b)
+    assert kept[1] < 0.8 * kept[0] and kept[2] < kept[1]
 
 
 def test_noise_level_label_and_image_each_change_the_output() -> None:

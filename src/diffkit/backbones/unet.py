@@ -6,13 +6,15 @@ Ho et al. 2020, appendix B; Dhariwal and Nichol 2021, section 3 (scale and shift
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffkit.backbones.presets import unet_preset
 from diffkit.errors import DiffkitError
@@ -34,6 +36,7 @@ class UNet(nn.Module):
         attention: int,
         patch: int,
         dropout: float,
+        checkpoint: int,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -57,7 +60,7 @@ class UNet(nn.Module):
             shrink = nn.Conv2d(current, out, 3, stride=2, padding=1) if len(self.encoder) else None
             first = out if shrink else current
             stage = [block(first if number == 0 else out, out, attend) for number in range(blocks)]
-            self.encoder.append(Encoder(shrink, stage))
+            self.encoder.append(Encoder(shrink, stage, recompute=len(self.encoder) < checkpoint))
             skips += [out] * (blocks + (shrink is not None))
             current = out
 
@@ -66,8 +69,9 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList()
         for out, attend in zip(reversed(channels), reversed(attends), strict=True):
             stage = [block((out if n else current) + skips.pop(), out, attend) for n in range(blocks + 1)]
-            last = len(self.decoder) + 1 == len(channels)
-            self.decoder.append(Decoder(stage, None if last else nn.Conv2d(out, out, 3, padding=1)))
+            level = len(channels) - 1 - len(self.decoder)
+            grow = nn.Conv2d(out, out, 3, padding=1) if level else None
+            self.decoder.append(Decoder(stage, grow, recompute=level < checkpoint))
             current = out
 
         self.head = nn.Sequential(norm(current), nn.SiLU(), nn.Conv2d(current, spec.channels * patch**2, 3, padding=1))
@@ -112,9 +116,9 @@ class UNet(nn.Module):
 class Encoder(nn.Module):
     """One resolution on the way down, and the bottleneck: maybe halve, then blocks; every result goes to `skips`."""
 
-    def __init__(self, shrink: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, shrink: nn.Module | None, blocks: Sequence[nn.Module], recompute: bool = False) -> None:
         super().__init__()
-        self.shrink = shrink
+        self.shrink, self.recompute = shrink, recompute
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
@@ -122,7 +126,7 @@ class Encoder(nn.Module):
             x = self.shrink(x)
             skips.append(x)
         for block in self.blocks:
-            x = block(x, embedding)
+            x = run(block, self.recompute, x, embedding)
             skips.append(x)
         return x
 
@@ -130,14 +134,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """One resolution on the way up: every block takes a result from `skips`, last in first out; then maybe double."""
 
-    def __init__(self, blocks: Sequence[nn.Module], grow: nn.Module | None) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], grow: nn.Module | None, recompute: bool = False) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.grow = grow
+        self.grow, self.recompute = grow, recompute
 
     def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
-            x = block(torch.cat([x, skips.pop().to(x.dtype)], dim=1), embedding)
+            x = run(block, self.recompute, x, embedding, skips.pop().to(x.dtype))
         return x if self.grow is None else self.grow(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -153,7 +157,9 @@ class Block(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.attention = Attention(outputs) if attend else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
+        """`skip` from the encoder is put beside x."""
+        x = x if skip is None else torch.cat([x, skip], dim=1)
         scale, shift = self.modulation(embedding)[..., None, None].chunk(2, dim=1)
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = F.silu(self.norm2(hidden) * (1 + scale) + shift)
@@ -204,6 +210,13 @@ class Embedding(nn.Module):
         return F.silu(result)
 
 
+def run(block: Callable[..., Tensor], recompute: bool, *inputs: Tensor) -> Tensor:
+    """The block's result; with `recompute`, its inner activations are found again in the backward pass, not kept."""
+    if recompute and torch.is_grad_enabled():
+        block = partial(checkpoint, block, use_reentrant=False)
+    return block(*inputs)
+
+
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """No autocast inside (the meta device, on which shapes are planned, has none to switch off)."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
@@ -231,18 +244,22 @@ def unet(
     attention: int = 16,
     patch: int = 1,
     dropout: float = 0.0,
+    checkpoint: int = 0,
 ) -> nn.Module:
     """The U-Net of DDPM and ADM.
 
     width: channels of the first stage; multipliers: of `width`, one for each resolution, each half the one before;
     blocks: residual blocks per resolution in the encoder (one more in the decoder); attention: self-attention where
     the longer side is at most this many positions (0 = nowhere); patch: the stem folds patch x patch pixels into
-    channels, which makes every layer patch^2 cheaper; dropout: share of activations dropped inside the blocks.
+    channels, which makes every layer patch^2 cheaper; dropout: share of activations dropped inside the blocks;
+    checkpoint: at so many resolutions, from the highest, activations are computed again in the backward pass instead of
+    kept (Chen et al. 2016): less memory, the same result, up to a third more time.
     """
-    if width < 4 or blocks < 1 or patch < 1 or not multipliers or min(multipliers) < 1:
+    if width < 4 or blocks < 1 or patch < 1 or not multipliers or min(multipliers) < 1 or checkpoint < 0:
         raise DiffkitError(
-            f"No U-Net has width={width}, multipliers={list(multipliers)}, blocks={blocks}, patch={patch}.",
-            "width is at least 4, the others at least 1.",
+            f"No U-Net has width={width}, multipliers={list(multipliers)}, blocks={blocks}, patch={patch}, "
+            f"checkpoint={checkpoint}.",
+            "width is at least 4, checkpoint at least 0, the others at least 1.",
         )
     if not 0 <= dropout < 1:
         raise DiffkitError(f"dropout={dropout} is no share.", "Choose 0 <= dropout < 1.")
@@ -254,6 +271,7 @@ def unet(
         attention=attention,
         patch=patch,
         dropout=dropout,
+        checkpoint=checkpoint,
     )
 
 
