@@ -21,7 +21,7 @@ from diffkit.core.schedules import cosine, over_range
 from diffkit.durable import read_lines
 from diffkit.engine.batches import Batches
 from diffkit.engine.checkpoint import latest_checkpoint, save_checkpoint
-from diffkit.engine.train import Recipe, State, train
+from diffkit.engine.train import Progress, Recipe, Reduced, State, train
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import ImageSpec
 
@@ -136,7 +136,7 @@ def trained(
         numbers,
         until_images=images,
     )
-    return state, [step.loss for step in steps if step.loss is not None]
+    return state, [step.loss for step in steps if isinstance(step, Progress) and step.loss is not None]
 
 
 def test_micro_batches_change_nothing_but_rounding() -> None:
@@ -307,13 +307,51 @@ def test_a_save_over_a_damaged_checkpoint_replaces_it(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "checkpoints")[1] == {}
 
 
-def test_want_of_memory_names_the_remedy() -> None:
-    def hungry(denoiser, clean, s, noise, condition):  # type: ignore[no-untyped-def]
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def hungry(most: int, error: type[RuntimeError] = torch.OutOfMemoryError, words: str = "out of memory"):  # type: ignore[no-untyped-def]
+    """An objective that the memory holds for up to `most` images; it fails after the network has run."""
 
-    with pytest.raises(DiffkitError, match="--micro-batch 4") as caught:
-        trained(recipe(), 8, objective=hungry)
+    def objective(denoiser, clean, s, noise, condition):  # type: ignore[no-untyped-def]
+        losses = squared_error(denoiser, clean, s, noise, condition)
+        if len(clean) > most:
+            raise error(words)
+        return losses
+
+    return objective
+
+
+@pytest.mark.parametrize(
+    ("most", "error", "words"),
+    [
+        (3, torch.OutOfMemoryError, "CUDA out of memory"),
+        (1, RuntimeError, "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_want_of_memory_makes_smaller_passes_of_the_same_training(
+    most: int, error: type[RuntimeError], words: str
+) -> None:
+    numbers = recipe()
+    state = State(small_network(), numbers)
+    batches = Batches(Memory(), SPEC, 0, flip=True, label_dropout=0.3)
+    levels = over_range(cosine, 0.002, 80.0)
+    objective = hungry(most, error, words)
+    events = list(train(state, Denoiser(state.network, v), batches, levels, objective, numbers, until_images=80))
+    reduced = [event for event in events if isinstance(event, Reduced)]
+    assert [event.micro_batch for event in reduced] == ([4, 2] if most == 3 else [4, 2, 1])
+    whole, losses = trained(numbers, 80)
+    assert [event.loss for event in events if isinstance(event, Progress)] == pytest.approx(losses, rel=1e-6)
+    for a, b in zip(whole.network.parameters(), state.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_want_of_memory_for_a_single_image_is_an_error_of_the_machine() -> None:
+    with pytest.raises(DiffkitError, match="with a single image") as caught:
+        trained(recipe(), 8, objective=hungry(0))
     assert caught.value.code == ExitCode.MACHINE
+
+
+def test_other_errors_of_an_objective_are_not_taken_for_want_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="something else"):
+        trained(recipe(), 8, objective=hungry(0, RuntimeError, "something else"))
 
 
 def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:

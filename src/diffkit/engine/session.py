@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from diffkit.engine.train import Progress, State
+from diffkit.engine.train import Progress, Reduced, State
 from diffkit.engine.validate import Validated, due
 
 Reason: TypeAlias = Literal["done", "time", "stopped", "memorizing", "plateau"]
@@ -51,7 +51,7 @@ class Ended:
     reason: Reason
 
 
-Event: TypeAlias = "Progress | Saved | Previewed | Validated | Measured | Ended"
+Event: TypeAlias = "Progress | Reduced | Saved | Previewed | Validated | Measured | Ended"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Chores:
     should_stop: Callable[[], bool]
 
 
-def session(state: State, steps: Iterator[Progress], cadence: Cadence, chores: Chores) -> Iterator[Event]:
+def session(state: State, steps: Iterator[Progress | Reduced], cadence: Cadence, chores: Chores) -> Iterator[Event]:
     """Run `steps` (from `train`), yielding its progress and what is done along the way.
 
     The state is saved at the end, whatever ended it, except an error: then the last checkpoint stands.
@@ -92,6 +92,8 @@ def session(state: State, steps: Iterator[Progress], cadence: Cadence, chores: C
     reason: Reason = "done"
     for progress in steps:
         yield progress
+        if isinstance(progress, Reduced):
+            continue
         now = progress.images_seen
         last = cadence.until_images is not None and now >= cadence.until_images
         stopped = chores.should_stop()

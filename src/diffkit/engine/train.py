@@ -64,6 +64,14 @@ class Progress:
     by_level: tuple[float | None, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """The device's memory did not hold a pass: from here on passes have `micro_batch` images. Nothing else changes."""
+
+    images_seen: int
+    micro_batch: int
+
+
 class State:
     """Network, average, further averages by length (`tracks`), optimiser, images seen: what a checkpoint holds."""
 
@@ -129,15 +137,18 @@ def train(
     weigh: Weigh | None = None,
     until_images: int | None = None,
     report_every: int = 1,
-) -> Iterator[Progress]:
+) -> Iterator[Progress | Reduced]:
     """Train `state` from where it is, yielding after every step, for ever or until `until_images` have been seen.
 
     `levels` maps t in (0, 1) to noise levels; `denoiser` wraps `state.network`; what `objective` finds is the loss
     unless `weigh`, and then the state's learned weighting, make it another. Every `report_every` steps the loss comes
-    back from the device; if it is not finite, raises DiffkitError (exit code 6).
+    back from the device; if it is not finite, raises DiffkitError (exit code 6). Where a pass is too much for the
+    memory, the step is tried again in passes of half as many images, down to one.
     """
     device = next(state.network.parameters()).device
     report = _Report(device)
+    loss_of = _Loss(state, denoiser, levels, objective, weigh, recipe.seed)
+    micro_batch = recipe.micro_batch
     with ThreadPoolExecutor(1) as reader:
         pinned = device.type == "cuda"
         following = reader.submit(batches.batch, state.images_seen, recipe.batch_size, pinned)
@@ -149,8 +160,12 @@ def train(
             following = reader.submit(batches.batch, first, recipe.batch_size, pinned)
 
             lr = recipe.lr * min(1.0, first / max(recipe.warmup_images, 1))
-            loss, grad_norm = _step(state, denoiser, batch, levels, objective, weigh, recipe, lr, report)
-            report.add(loss, grad_norm)
+            while (found := _gradients(loss_of, batch, micro_batch)) is None:
+                if micro_batch == 1:
+                    raise _out_of_memory(device)
+                micro_batch = max(1, micro_batch // 2)
+                yield Reduced(state.images_seen, micro_batch)
+            report.add(*found, _update(state, recipe, lr))
             state.images_seen = first
             step = first // recipe.batch_size
             progress = Progress(first, step, lr)
@@ -161,38 +176,71 @@ def train(
             yield progress
 
 
-def _step(
-    state: State,
-    denoiser: Denoiser,
-    batch: Batch,
-    levels: Levels,
-    objective: Objective,
-    weigh: Weigh | None,
-    recipe: Recipe,
-    lr: float,
-    report: _Report,
-) -> tuple[Tensor, Tensor]:
-    """One optimiser step; the loss and the norm of its gradient, still on the device."""
-    device = next(state.network.parameters()).device
+@dataclass(frozen=True)
+class _Loss:
+    """The loss of images, and what it takes."""
+
+    state: State
+    denoiser: Denoiser
+    levels: Levels
+    objective: Objective
+    weigh: Weigh | None
+    seed: int
+
+    def __call__(self, batch: Batch, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and unweighted error [B] of pass `number` of a step, and t [B] in (0, 1), the latter on the CPU."""
+        torch.manual_seed(derived_seed(self.seed, Purpose.NETWORK, self.state.images_seen, number))
+        clean, condition, positions = batch.to(next(self.state.network.parameters()).device)
+        t = golden(self.seed, Purpose.TRAIN_LEVEL, batch.positions)
+        s = self.levels(t)
+        noise = normal(self.seed, Purpose.TRAIN_NOISE, positions, clean.shape[1:])
+        errors = losses = self.objective(self.denoiser, clean, s, noise, condition)
+        for each in (self.weigh, self.state.uncertainty):
+            losses = losses if each is None else each(losses, s)
+        return losses, errors.detach(), t
+
+
+def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, Tensor] | None:
+    """The mean loss, and errors by level as `by_level` has them, on the device; the gradients are left in the network.
+
+    None if the memory does not hold it.
+    """
+    state, total, by_level = loss_of.state, [], []
     state.network.train()
     state.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=device)
-    for number, micro in enumerate(batch.split(recipe.micro_batch)):
-        torch.manual_seed(derived_seed(recipe.seed, Purpose.NETWORK, state.images_seen, number))
-        clean, condition, positions = micro.to(device)
-        t = golden(recipe.seed, Purpose.TRAIN_LEVEL, micro.positions)
-        s = levels(t)
-        noise = normal(recipe.seed, Purpose.TRAIN_NOISE, positions, clean.shape[1:])
-        try:
-            errors = losses = objective(denoiser, clean, s, noise, condition)
-            for each in (weigh, state.uncertainty):
-                losses = losses if each is None else each(losses, s)
+    try:
+        for number, micro in enumerate(batch.split(micro_batch)):
+            losses, errors, t = loss_of(micro, number)
             loss = losses.sum() / len(batch.positions)
             loss.backward()
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(len(clean)) from error
-        total += loss.detach()
-        report.add_levels(t, errors.detach())
+            total.append(loss.detach())
+            by_level.append(_by_level(t, errors))
+    except RuntimeError as error:
+        if not _is_memory(error):
+            raise
+    else:
+        return torch.stack(total).sum(), torch.stack(by_level).sum(0)
+    # Only here, where the error and all that it held of the failed pass are gone.
+    state.optimizer.zero_grad(set_to_none=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    """On a CPU it comes as a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _by_level(t: Tensor, errors: Tensor) -> Tensor:
+    """[2, SHARES]: the sum and the number of errors [B] at t [B] in (0, 1), the latter on the CPU."""
+    shares = (t * SHARES).long().to(errors.device, non_blocking=True)
+    result = torch.zeros(2, SHARES, device=errors.device)
+    return result.index_add_(1, shares, torch.stack([errors, torch.ones_like(errors)]))
+
+
+def _update(state: State, recipe: Recipe, lr: float) -> Tensor:
+    """One step along the gradients; their norm, still on the device."""
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -201,7 +249,7 @@ def _step(
     update_ema(state.average, state.network, ema_decay(seen, recipe.batch_size, recipe.ema_half_life))
     for length, track in state.tracks.items():
         update_ema(track, state.network, power_decay(seen, recipe.batch_size, gamma_of(length)))
-    return total, grad_norm.detach()
+    return grad_norm.detach()
 
 
 class _Report:
@@ -215,14 +263,10 @@ class _Report:
         self.levels = torch.zeros(2, SHARES, device=device)
         self.steps, self.busy, self.waited = 0, 0.0, 0.0
 
-    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
+    def add(self, loss: Tensor, by_level: Tensor, grad_norm: Tensor) -> None:
         self.sums += torch.stack([loss, grad_norm])
+        self.levels += by_level
         self.steps += 1
-
-    def add_levels(self, t: Tensor, error: Tensor) -> None:
-        """Errors [B] at t [B] in (0, 1), the latter on the CPU."""
-        shares = (t * SHARES).long().to(error.device, non_blocking=True)
-        self.levels.index_add_(1, shares, torch.stack([error, torch.ones_like(error)]))
 
     def progress(self, now: Progress, batch_size: int, seconds: float) -> Progress:
         start = time.perf_counter()
@@ -271,10 +315,10 @@ def non_finite(images_seen: int) -> DiffkitError:
     )
 
 
-def _out_of_memory(images: int) -> DiffkitError:
+def _out_of_memory(device: torch.device) -> DiffkitError:
     return DiffkitError(
-        f"The device's memory does not hold {images} images at once.",
-        f"Give the same command with --micro-batch {max(1, images // 2)}: the same training, in smaller pieces.",
+        f"The memory of {device} does not hold this network with a single image.",
+        "Choose a smaller one with --preset, or smaller images with --size.",
         code=ExitCode.MACHINE,
     )
 
