@@ -97,6 +97,7 @@ def main() -> None:
 def _explain(error: DiffkitError) -> None:
     from diffkit.cli.console import err, plain
 
+    err.quiet = False
     if _debugging():
         err.print_exception()
     err.print("[bold red]Error:[/] " + plain(error.message), highlight=False)
@@ -107,6 +108,7 @@ def _explain(error: DiffkitError) -> None:
 def _explain_bug(error: Exception) -> None:
     from diffkit.cli.console import err, plain
 
+    err.quiet = False
     if _debugging():
         err.print_exception()
         return

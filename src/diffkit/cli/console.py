@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import signal
 from collections.abc import Generator, Sequence
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-err = Console(stderr=True, soft_wrap=True)
-out = Console(soft_wrap=True)
+# Of several processes that work as one, only the first speaks.
+_silent = os.environ.get("RANK", "0") != "0"
+err = Console(stderr=True, soft_wrap=True, quiet=_silent)
+out = Console(soft_wrap=True, quiet=_silent)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -52,7 +55,8 @@ def next_command(command: str) -> None:
 
 def print_json(value: Any) -> None:
     """Machine-readable output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    if not _silent:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def require_vacant(path: Path) -> None:

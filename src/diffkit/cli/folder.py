@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from diffkit.engine.sample import Plan
 
 SHEET_IMAGES = 100
+WRITERS = 4
 
 
 def make(
@@ -23,50 +26,65 @@ def make(
     batch_size: int | None,
     how: dict[str, Any],
 ) -> int:
-    """Write all files; returns the network calls that each image took."""
+    """Write all files, each process its share, while the next batch is made; returns the network calls of an image."""
     import numpy as np
+    from PIL import Image
 
     from diffkit import durable
     from diffkit.cli.console import progress
     from diffkit.engine.pictures import grid, save_png
 
-    shown: list[Any] = []
-    calls = 0
+    own = indices[model.world.share(len(indices))]
     folders = _folders(asked.classes)
     how = {**plan.names, "guidance": plan.guidance.scale, **how, "model": model.sha256}
     how |= {"strength": plan.strength} if asked.wishes.sources else {}
+
+    def place(index: int) -> Path:
+        label = asked.classes[index % len(asked.classes)]
+        return Path(folders[label], f"{index:06d}.png") if label is not None else Path(f"{index:06d}.png")
+
+    def record(index: int) -> dict[str, Any]:
+        return {
+            "file": place(index).as_posix(),
+            "index": index,
+            "seed": plan.seed,
+            "class": asked.classes[index % len(asked.classes)],
+            **({"attributes": asked.label} if asked.label else {}),
+            **({"from": asked.given.names[index % len(asked.given)]} if asked.given else {}),
+            "network_calls": calls,
+            **how,
+            "images_seen": model.images_seen,
+        }
+
+    calls, records = 0, target / "samples.jsonl"
+    writing: dict[int, Future[None]] = {}
+
+    def settle() -> None:
+        for index, written in writing.items():
+            written.result()
+            durable.append_line(records, record(index))
+        writing.clear()
+
     with durable.explained(target):
-        target.mkdir(parents=True, exist_ok=True)
-    with progress() as bar:
-        task = bar.add_task("Sampling", total=len(indices))
-        for batch in model.generate(plan, indices, asked.wishes, batch_size=batch_size, size=asked.size):
+        for folder in {(target / place(index)).parent for index in own} | {target}:
+            folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(WRITERS) as writers, progress() as bar:
+        task = bar.add_task("Sampling", total=len(own))
+        for batch in model.generate(plan, own, asked.wishes, batch_size=batch_size, size=asked.size):
+            settle()
             calls = batch.calls
             for index, pixels in zip(batch.indices, batch.pixels, strict=True):
-                label = asked.classes[index % len(asked.classes)]
-                path = Path(folders[label], f"{index:06d}.png") if label is not None else Path(f"{index:06d}.png")
-                with durable.explained(target):
-                    (target / path).parent.mkdir(exist_ok=True)
-                save_png(target / path, pixels)
-                durable.append_line(
-                    target / "samples.jsonl",
-                    {
-                        "file": path.as_posix(),
-                        "index": index,
-                        "seed": plan.seed,
-                        "class": label,
-                        **({"attributes": asked.label} if asked.label else {}),
-                        **({"from": asked.given.names[index % len(asked.given)]} if asked.given else {}),
-                        "network_calls": calls,
-                        **how,
-                        "images_seen": model.images_seen,
-                    },
-                )
-                if len(shown) < SHEET_IMAGES:
-                    shown.append(pixels)
+                writing[index] = writers.submit(save_png, target / place(index), pixels)
             bar.update(task, advance=len(batch.indices))
-    classes = len(asked.classes)
-    columns = classes if 1 < classes <= min(10, len(indices)) else None
-    save_png(target / "grid.png", grid(np.stack(shown), columns))
+        settle()
+    model.world.wait()
+    if model.world.leads:
+        lines = sorted(durable.read_lines(records), key=lambda line: int(line["index"]))
+        durable.write_text(records, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        classes = len(asked.classes)
+        columns = classes if 1 < classes <= min(10, len(indices)) else None
+        shown = [np.asarray(Image.open(target / place(index))) for index in indices[:SHEET_IMAGES]]
+        save_png(target / "grid.png", grid(np.stack(shown).reshape(len(shown), *shown[0].shape[:2], -1), columns))
     return calls
 
 

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10.0
 SMOOTHING = 0.98
+ONE_SIGNAL = 0.5  # seconds
 
 
 class Stopper:
-    """The first SIGINT, SIGTERM or SIGUSR1 asks to stop at the next step; the second ends the process at once."""
+    """The first SIGINT, SIGTERM or SIGUSR1 asks to stop at the next step; the second ends the process at once.
+
+    A launcher passes on what the terminal has sent to all: two within a moment are one.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._since = False, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopper:
@@ -47,10 +51,13 @@ class Stopper:
         return self.asked
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self._since > ONE_SIGNAL:
             os._exit(int(ExitCode.INTERRUPTED))
-        self.asked = True
-        os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")
+        if self.asked:
+            return
+        self.asked, self._since = True, time.monotonic()
+        if not err.quiet:
+            os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")
 
 
 def draw(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diffkit.cli.options import PART, AsJson, Device, Precision
+from diffkit.cli.options import PART, AsJson, Device, Gpus, Precision
 
 LABELS, SOURCE, GUIDANCE, SAMPLER = "What the images show", "From images", "Guidance", "Sampler"
 
@@ -109,6 +109,7 @@ def sample(
     raw: Annotated[bool, typer.Option("--raw", help="Weights as last trained, without averaging.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once; changes nothing else.")] = None,
     device: Device = "auto",
+    gpus: Gpus = 1,
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -117,14 +118,19 @@ def sample(
     From noise, or from images: --from FILE --strength 0.6 varies them, with --mask FILE only a part is made anew.
     """
     import time
+    from dataclasses import replace
 
     from diffkit.cli.asked import Asked, pair_of_numbers
     from diffkit.cli.console import clock, count_text, plain, print_json, require_vacant, say
     from diffkit.cli.folder import make
+    from diffkit.cli.launch import launch, launched
     from diffkit.compose import load_model
+    from diffkit.engine.distributed import joined
     from diffkit.errors import DiffkitError
     from diffkit.rundir import unused
 
+    if gpus > 1 and not launched():
+        launch(gpus, device)
     if precision not in {"auto", "float32", "bfloat16"}:
         raise DiffkitError(f"No precision called '{precision}'.", "Choose auto, float32 or bfloat16.")
     loaded = load_model(model, device=device, precision=precision, raw=raw)
@@ -159,12 +165,13 @@ def sample(
     )
     indices = sorted(set(only)) if only else list(range(count or asked.count))
     name = model.resolve().parent.name if model.is_file() else model.resolve().name
-    target = out or unused(Path("samples") / name)
-    require_vacant(target)
-    start = time.perf_counter()
-    calls = make(
-        loaded, plan, indices, asked, target, batch_size, {"raw": raw, **({"guide": str(guide)} if guide else {})}
-    )
+    how = {"raw": raw, **({"guide": str(guide)} if guide else {})}
+    with joined() as world:
+        target = out or unused(Path("samples") / name)
+        require_vacant(target)
+        world.wait()  # until all have found the same free place
+        start = time.perf_counter()
+        calls = make(replace(loaded, world=world), plan, indices, asked, target, batch_size, how)
     seconds = time.perf_counter() - start
     if as_json:
         figures = {"path": str(target), "images": len(indices), "seconds": round(seconds, 3), "network_calls": calls}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from diffkit.compose import Training
+    from diffkit.compose import Trackers, Training
     from diffkit.compose.reference import Reference
+    from diffkit.engine.distributed import World
     from diffkit.engine.session import Cadence
     from diffkit.engine.store import Store
     from diffkit.rundir import RunDir
@@ -59,21 +60,17 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
     """Train, from the beginning or from where the run stands; exits with 75 if it was asked to stop."""
     from diffkit.cli.console import next_command, plain, say
     from diffkit.cli.live import Stopper, draw
-    from diffkit.compose import Trackers, prepare_training
+    from diffkit.engine.distributed import joined
     from diffkit.errors import ExitCode
 
     with ExitStack() as stack:
         stopper = stack.enter_context(Stopper())
-        begun = run.exists
-        if begun:
-            stack.enter_context(run.locked())
-        else:
-            run.check_free()
-        training = prepare_training(given, store, run, start.device)
-        trackers = Trackers(start.track, run, training.settings)
-        if not begun:
-            stack.enter_context(run.locked())
-            training.create()
+        world = stack.enter_context(joined())
+        if not world.leads:
+            world.wait()
+        training, trackers = _opened(start, given, store, run, world, stack)
+        if world.leads:
+            world.wait()
         batch = training.recipe.batch_size
         cadence = _cadence(start, training)
         until = cadence.until_images
@@ -90,7 +87,8 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
             _say_why(cadence.stop_when, training)
             return
         stack.enter_context(trackers)
-        _record_session(training, cadence, start.track)
+        if world.leads:
+            _record_session(training, cadence, start.track)
         ended = draw(training, cadence, stopper, trackers, _reference(start, training))
     if ended.reason == "stopped":
         say(f"Stopped and saved after {ended.images_seen:,} images. The same command goes on from there.")
@@ -100,6 +98,28 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
         return
     say(f"[green]Done[/] after {ended.images_seen:,} images. Model: [bold]{plain(str(run.model))}[/].")
     next_command(f"diffkit sample {run.path}")
+
+
+def _opened(
+    start: Start, given: dict[str, Any], store: Store, run: RunDir, world: World, stack: ExitStack
+) -> tuple[Training, Trackers]:
+    """The run, begun or gone on with; its leading process holds the lock and tells the trackers."""
+    from diffkit.compose import Trackers, prepare_training
+
+    if not world.leads:
+        training = prepare_training(given, store, run, start.device, world)
+        return training, Trackers([], run, training.settings)
+    begun = run.exists
+    if begun:
+        stack.enter_context(run.locked())
+    else:
+        run.check_free()
+    training = prepare_training(given, store, run, start.device, world)
+    trackers = Trackers(start.track, run, training.settings)
+    if not begun:
+        stack.enter_context(run.locked())
+        training.create()
+    return training, trackers
 
 
 def _say_why(rule: str, training: Training) -> None:
@@ -174,7 +194,8 @@ def _introduce(training: Training, cadence: Cadence) -> None:
     if cadence.until_images:
         length += f" = {cadence.until_images // training.recipe.batch_size:,} steps"
         length += f" = {cadence.until_images / training.store.count:.4g} epochs"
-    say(f"[bold]{plain(str(training.run.path))}[/] on {describe(training.device)}, {train.precision}")
+    many = f" and {training.world.size - 1} more like it" if training.world.size > 1 else ""
+    say(f"[bold]{plain(str(training.run.path))}[/] on {describe(training.device)}{many}, {train.precision}")
     say(f"  data       {training.store.count:,} images {training.spec}")
     say(f"  backbone   {plain(settings.backbone.name)}, {parameters / 1e6:.1f}M parameters")
     say(f"             {plain(settings.backbone.text(' '))}")
@@ -218,6 +239,7 @@ def _record_session(training: Training, cadence: Cadence, track: list[str]) -> N
             "command": ["diffkit", *sys.argv[1:]],
             "micro_batch": training.recipe.micro_batch,
             "device": str(training.device),
+            "processes": training.world.size,
             "diffkit": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),

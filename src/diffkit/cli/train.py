@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffkit.cli.options import MACHINE, PART, Device
+from diffkit.cli.options import MACHINE, PART, Device, Gpus
 
 if TYPE_CHECKING:
     from diffkit.engine.store import Store
@@ -94,6 +94,7 @@ def train(
         typer.Option(metavar=PART, help="Also report to tensorboard, wandb, mlflow, trackio.", rich_help_panel=LENGTH),
     ] = None,
     device: Device = "auto",
+    gpus: Gpus = 1,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in TOML; options override it.")] = None,
     settings: Annotated[
@@ -105,11 +106,14 @@ def train(
     Ctrl-C saves and stops. Without --steps, --epochs or --time it trains for a length that suits the data.
     """
     from diffkit.cli.console import duration
+    from diffkit.cli.launch import launch, launched
     from diffkit.cli.start import Start, begin, check_wishes
     from diffkit.config import Settings, put, put_part, read_toml, set_from_text
     from diffkit.engine.store import Store
     from diffkit.errors import DiffkitError
 
+    if gpus > 1 and not launched():
+        launch(gpus, device)
     if steps is not None and epochs is not None:
         raise DiffkitError("--steps and --epochs both say how long to train.", "Give one of them.")
     if epochs is not None and not 0 < epochs < float("inf"):

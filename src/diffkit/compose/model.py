@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.parts import bound, completed, denoiser_of, levels, task_of
 from diffkit.config import PartChoice, Settings, to_tables, validated
+from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 from diffkit.interfaces import ImageSpec
 from diffkit.rundir import RunDir
@@ -38,6 +39,7 @@ class Model:
     device: torch.device
     images_seen: int
     sha256: str = ""
+    world: World = ALONE
 
     def __repr__(self) -> str:
         spec, parameters = self.spec, sum(p.numel() for p in self.denoiser.network.parameters())
@@ -71,12 +73,15 @@ class Model:
     def collect(
         self, plan: Plan, count: int, wishes: Wishes | None = None, batch_size: int | None = None
     ) -> npt.NDArray[np.uint8]:
-        """The first `count` images of `generate`, in one array."""
-        import numpy as np
+        """The first `count` images of `generate`, in one array; each process of the model's world makes its share."""
+        import torch
 
-        batches = self.generate(plan, range(count), wishes, batch_size=batch_size)
-        shape = (0, self.spec.height, self.spec.width, self.spec.channels)
-        return np.concatenate([np.zeros(shape, np.uint8), *(batch.pixels for batch in batches)])
+        images = torch.zeros(count, self.spec.height, self.spec.width, self.spec.channels, dtype=torch.uint8)
+        own = range(count)[self.world.share(count)]
+        for batch in self.generate(plan, own, wishes, batch_size=batch_size):
+            images[batch.indices] = torch.from_numpy(batch.pixels)
+        self.world.add([images])
+        return images.numpy()
 
     def plan(
         self,

@@ -12,6 +12,7 @@ from diffkit.compose.parts import bound, denoiser_of, dummy_inputs, levels, task
 from diffkit.compose.reference import run_through
 from diffkit.compose.settings import new_settings, resumed_settings, training_spec
 from diffkit.config import Settings, to_tables
+from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import ImageSpec
 from diffkit.rundir import RunDir
@@ -46,6 +47,7 @@ class Training:
     recipe: Recipe
     device: torch.device
     notes: list[str] = field(default_factory=list)
+    world: World = ALONE
 
     def start(
         self,
@@ -65,7 +67,9 @@ class Training:
         from diffkit.engine.session import Chores, session
         from diffkit.engine.train import train
 
-        self.run.rewind_metrics(self.state.images_seen)
+        if self.world.leads:
+            self.run.rewind_metrics(self.state.images_seen)
+        self.world.wait()
         history = self.history()
         validate = self._validation(history, keep=reference is None) if cadence.validate_every else None
         steps = train(
@@ -78,6 +82,7 @@ class Training:
             weigh=self._weigh(),
             until_images=cadence.until_images,
             report_every=report_every,
+            world=self.world,
         )
         chores = Chores(
             save=self.save,
@@ -87,9 +92,10 @@ class Training:
             measure=None if reference is None else self._measurement(reference),
             over=lambda: cadence.stop_when is not None and self.over(cadence.stop_when, history),
             should_stop=should_stop,
+            agreed=self.world.any,
         )
         for event in session(self.state, steps, cadence, chores):
-            if record := _record(event, self.run):
+            if self.world.leads and (record := _record(event, self.run)):
                 self.run.add_metrics(record)
             yield event
             if trackers is not None:
@@ -113,7 +119,8 @@ class Training:
         from diffkit.engine.stopping import best
         from diffkit.engine.validate import Validation
 
-        validation = Validation(self.store, self.spec, self._levels(), self.recipe.seed, task_of(self.settings))
+        task = task_of(self.settings)
+        validation = Validation(self.store, self.spec, self._levels(), self.recipe.seed, task, self.world)
 
         def validate() -> Validated:
             found = validation(replace(self.denoiser, network=self.state.average), self.state.images_seen)
@@ -151,7 +158,8 @@ class Training:
                 "floor": [],
                 "reference": {"path": str(reference.path), "part": "train", "images": reference.train.count},
             }
-            append_line(self.run.evaluations, record)
+            if self.world.leads:
+                append_line(self.run.evaluations, record)
             if all(found.metric.value < value for value in kept):
                 self._write_model(self.run.best)
             kept.append(found.metric.value)
@@ -173,19 +181,23 @@ class Training:
         """A checkpoint, then the model."""
         from diffkit.engine.checkpoint import save_checkpoint
 
-        save_checkpoint(self.run.checkpoints, self.state.checkpoint())
+        checkpoint = self.state.checkpoint()
+        if self.world.leads:
+            save_checkpoint(self.run.checkpoints, checkpoint)
         self._write_model(self.run.model)
 
     def _write_model(self, path: Path) -> None:
         from diffkit.engine.modelfile import write_tensors
 
-        write_tensors(path, self.state.average.state_dict(), self.header())
+        if self.world.leads:
+            write_tensors(path, self.state.average.state_dict(), self.header())
 
     def snapshot(self) -> None:
         """Keep the further averages as they are now."""
         from diffkit.engine.snapshots import save_snapshot
 
-        save_snapshot(self.run.snapshots, self.state, self.header(), self.settings.train.ema_snapshots)
+        if self.world.leads:
+            save_snapshot(self.run.snapshots, self.state, self.header(), self.settings.train.ema_snapshots)
 
     def snapshot_every(self, until_images: int | None) -> int:
         """Images between snapshots: evenly over the training, or a fixed number if its end is not known; 0 = never."""
@@ -233,7 +245,8 @@ class Training:
                 shown = images.reshape(rows, columns, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape)
                 columns = rows
         path = self.run.samples / f"images-{self.state.images_seen:012d}.png"
-        save_png(path, grid(shown, columns))
+        if self.world.leads:
+            save_png(path, grid(shown, columns))
         return Previewed(self.state.images_seen, path, *colours(images))
 
     def _preview_task(self, model: Model, count: int) -> tuple[Pixels, Pixels, int]:
@@ -267,6 +280,7 @@ class Training:
             denoiser=replace(self.denoiser, network=self.state.average),
             device=self.device,
             images_seen=self.state.images_seen,
+            world=self.world,
         )
 
     def _levels(self) -> Callable[[Tensor], Tensor]:
@@ -315,7 +329,9 @@ def _record(event: Event, run: RunDir) -> dict[str, Any] | None:
     return None
 
 
-def prepare_training(given: Mapping[str, Any], store: Store, run: RunDir, device_name: str) -> Training:
+def prepare_training(
+    given: Mapping[str, Any], store: Store, run: RunDir, device_name: str, world: World = ALONE
+) -> Training:
     """A new run with the settings `given` (nested tables), or the one that is there, checked against them.
 
     Of a new run nothing is written yet: that is `Training.create`. Of an old one the caller holds the lock. Raises
@@ -334,8 +350,9 @@ def prepare_training(given: Mapping[str, Any], store: Store, run: RunDir, device
     if run.exists:
         checkpoint, damaged = latest_checkpoint(run.checkpoints)
         notes = [f"{problem} An older checkpoint is used instead." for problem in damaged.values()]
-        set_aside(damaged)
-        run.tidy()
+        if world.leads:
+            set_aside(damaged)
+            run.tidy()
     torch.manual_seed(settings.train.seed)
     network = bound("backbone", settings)(spec)
     _check_parameters(network)
@@ -357,6 +374,7 @@ def prepare_training(given: Mapping[str, Any], store: Store, run: RunDir, device
         recipe=recipe,
         device=device,
         notes=notes,
+        world=world,
     )
     training.check()
     return training

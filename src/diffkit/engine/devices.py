@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,12 @@ GAIN_WANTED = 1.1
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the first of CUDA, MPS and CPU that is there. Raises DiffkitError if a named one is not."""
+    """ "auto" is the first of CUDA, MPS and CPU that is there. Raises DiffkitError if a named one is not.
+
+    Of several processes on one machine each has its own GPU, by torchrun's LOCAL_RANK.
+    """
+    if torch.cuda.is_available() and name in {"auto", "cuda"} and "LOCAL_RANK" in os.environ:
+        return choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

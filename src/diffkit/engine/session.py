@@ -71,7 +71,7 @@ class Cadence:
 @dataclass(frozen=True)
 class Chores:
     """What a session does beside training. `validate`: None without held-out images; `measure`: beside each preview,
-    None if that is not wanted; `over`: a rule wants to stop."""
+    None if that is not wanted; `over`: a rule wants to stop; `agreed`: whether this is so in any process."""
 
     save: Callable[[], None]
     preview: Callable[[], Previewed]
@@ -80,6 +80,7 @@ class Chores:
     over: Callable[[], bool]
     measure: Callable[[], Measured] | None
     should_stop: Callable[[], bool]
+    agreed: Callable[[bool], bool] = lambda flag: flag
 
 
 def session(state: State, steps: Iterator[Progress | Reduced], cadence: Cadence, chores: Chores) -> Iterator[Event]:
@@ -96,8 +97,8 @@ def session(state: State, steps: Iterator[Progress | Reduced], cadence: Cadence,
             continue
         now = progress.images_seen
         last = cadence.until_images is not None and now >= cadence.until_images
-        stopped = chores.should_stop()
-        late = cadence.seconds is not None and time.monotonic() - begun >= cadence.seconds
+        stopped = chores.agreed(chores.should_stop())
+        late = cadence.seconds is not None and chores.agreed(time.monotonic() - begun >= cadence.seconds)
         if chores.validate and not stopped and (last or late or due(before, now, cadence.validate_every)):
             yield chores.validate()
             if cadence.stop_when and chores.over():

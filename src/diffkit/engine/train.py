@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from diffkit.core.random import Purpose, derived_seed, golden, normal
 from diffkit.core.weighing import Uncertainty, Weigh
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint
+from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode
 
 Objective = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
@@ -137,34 +138,48 @@ def train(
     weigh: Weigh | None = None,
     until_images: int | None = None,
     report_every: int = 1,
+    world: World = ALONE,
 ) -> Iterator[Progress | Reduced]:
     """Train `state` from where it is, yielding after every step, for ever or until `until_images` have been seen.
 
     `levels` maps t in (0, 1) to noise levels; `denoiser` wraps `state.network`; what `objective` finds is the loss
     unless `weigh`, and then the state's learned weighting, make it another. Every `report_every` steps the loss comes
     back from the device; if it is not finite, raises DiffkitError (exit code 6). Where a pass is too much for the
-    memory, the step is tried again in passes of half as many images, down to one.
+    memory, the step is tried again in passes of half as many images, down to one. Each process of `world` takes its
+    share of every batch; all of them take the same steps.
     """
+    if recipe.batch_size < world.size:
+        raise DiffkitError(
+            f"A batch of {recipe.batch_size} images cannot be shared by {world.size} processes.",
+            "Give a larger --batch-size, or start fewer processes.",
+        )
     device = next(state.network.parameters()).device
     report = _Report(device)
-    loss_of = _Loss(state, denoiser, levels, objective, weigh, recipe.seed)
-    micro_batch = recipe.micro_batch
+    loss_of = _Loss(state, denoiser, levels, objective, weigh, recipe)
+    micro_batch, share = recipe.micro_batch, world.share(recipe.batch_size)
     with ThreadPoolExecutor(1) as reader:
         pinned = device.type == "cuda"
-        following = reader.submit(batches.batch, state.images_seen, recipe.batch_size, pinned)
+
+        def read(first: int) -> Future[Batch]:
+            return reader.submit(batches.batch, first + share.start, share.stop - share.start, pinned)
+
+        following = read(state.images_seen)
         while until_images is None or state.images_seen < until_images:
             start = time.perf_counter()
             batch = following.result()
             report.waited += time.perf_counter() - start
             first = state.images_seen + recipe.batch_size
-            following = reader.submit(batches.batch, first, recipe.batch_size, pinned)
+            following = read(first)
 
             lr = recipe.lr * min(1.0, first / max(recipe.warmup_images, 1))
-            while (found := _gradients(loss_of, batch, micro_batch)) is None:
+            while world.any((found := _gradients(loss_of, batch, micro_batch)) is None):
                 if micro_batch == 1:
                     raise _out_of_memory(device)
                 micro_batch = max(1, micro_batch // 2)
                 yield Reduced(state.images_seen, micro_batch)
+            assert found is not None
+            if world.size > 1:
+                world.add([*found, *_gradients_of(state)])
             report.add(*found, _update(state, recipe, lr))
             state.images_seen = first
             step = first // recipe.batch_size
@@ -185,15 +200,16 @@ class _Loss:
     levels: Levels
     objective: Objective
     weigh: Weigh | None
-    seed: int
+    recipe: Recipe
 
-    def __call__(self, batch: Batch, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and unweighted error [B] of pass `number` of a step, and t [B] in (0, 1), the latter on the CPU."""
-        torch.manual_seed(derived_seed(self.seed, Purpose.NETWORK, self.state.images_seen, number))
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and unweighted error [B] of one pass, and t [B] in (0, 1), the latter on the CPU."""
+        seed = self.recipe.seed
+        torch.manual_seed(derived_seed(seed, Purpose.NETWORK, int(batch.positions[0])))
         clean, condition, positions = batch.to(next(self.state.network.parameters()).device)
-        t = golden(self.seed, Purpose.TRAIN_LEVEL, batch.positions)
+        t = golden(seed, Purpose.TRAIN_LEVEL, batch.positions)
         s = self.levels(t)
-        noise = normal(self.seed, Purpose.TRAIN_NOISE, positions, clean.shape[1:])
+        noise = normal(seed, Purpose.TRAIN_NOISE, positions, clean.shape[1:])
         errors = losses = self.objective(self.denoiser, clean, s, noise, condition)
         for each in (self.weigh, self.state.uncertainty):
             losses = losses if each is None else each(losses, s)
@@ -209,9 +225,9 @@ def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, 
     state.network.train()
     state.optimizer.zero_grad(set_to_none=True)
     try:
-        for number, micro in enumerate(batch.split(micro_batch)):
-            losses, errors, t = loss_of(micro, number)
-            loss = losses.sum() / len(batch.positions)
+        for micro in batch.split(micro_batch):
+            losses, errors, t = loss_of(micro)
+            loss = losses.sum() / loss_of.recipe.batch_size
             loss.backward()
             total.append(loss.detach())
             by_level.append(_by_level(t, errors))
@@ -225,6 +241,17 @@ def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def _gradients_of(state: State) -> list[Tensor]:
+    """The gradient of every trained parameter: zeros where it had no part in the loss."""
+    found = []
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            found.append(parameter.grad)
+    return found
 
 
 def _is_memory(error: RuntimeError) -> bool:

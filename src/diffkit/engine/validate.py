@@ -19,6 +19,7 @@ from diffkit.core.denoiser import Denoiser, squared_error
 from diffkit.core.random import Purpose, normal, uniform
 from diffkit.engine.batches import Images, Task
 from diffkit.engine.codec import decode
+from diffkit.engine.distributed import ALONE, World
 from diffkit.engine.labels import vectors
 from diffkit.engine.train import Levels
 from diffkit.interfaces import ImageSpec
@@ -79,11 +80,17 @@ class Validation:
     """Ready to measure: the images and the noise levels are chosen once."""
 
     def __init__(
-        self, images: SplitImages, spec: ImageSpec, levels: Levels, seed: int, task: Task | None = None
+        self,
+        images: SplitImages,
+        spec: ImageSpec,
+        levels: Levels,
+        seed: int,
+        task: Task | None = None,
+        world: World = ALONE,
     ) -> None:
         """At most 64 images of each part, spread over it; levels at the middles of eight equal shares of training's."""
         count = min(IMAGES, images.holdout_count, images.count)
-        self.spec, self.seed, self.task = spec, seed, task
+        self.spec, self.seed, self.task, self.world = spec, seed, task, world
         self.levels: Tensor = levels((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
         self.parts = {part: self._gather(images, part, count) for part in ("holdout", "train")}
 
@@ -120,11 +127,13 @@ class Validation:
         clean, condition = self.parts[part]
         clean, condition = clean.to(device), {name: tensor.to(device) for name, tensor in condition.items()}
         positions = torch.arange(len(clean), device=device)
-        losses = []
-        for number, s in enumerate(self.levels):
+        losses = torch.zeros(len(self.levels), device=device)
+        for number in range(len(self.levels))[self.world.share(len(self.levels))]:
+            s = self.levels[number]
             noise = normal(self.seed, Purpose.VALIDATION, positions, clean.shape[1:], number)
-            losses.append(squared_error(denoiser, clean, s.expand(len(clean)), noise, condition).mean())
-        return tuple(torch.stack(losses).tolist())
+            losses[number] = squared_error(denoiser, clean, s.expand(len(clean)), noise, condition).mean()
+        self.world.add([losses])
+        return tuple(losses.tolist())
 
 
 def due(before: int, now: int, every: int) -> bool:

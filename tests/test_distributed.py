@@ -1,0 +1,110 @@
+"""Two processes (torchrun, gloo) train and sample like one."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TINY, call_diffkit, run_diffkit
+from diffkit.durable import read_lines
+from diffkit.engine.distributed import World
+from diffkit.errors import ExitCode
+
+pytestmark = pytest.mark.slow
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "diffkit")
+OPTIONS = ("--precision", "float32", "--validate-every", 16, "--preview-every", 24, *TINY)
+
+
+def start(*arguments: object, launcher: tuple[str, ...] = TORCHRUN) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*launcher, *map(str, arguments)],
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_two(*arguments: object) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess([], process.returncode, out, err)
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in read_lines(run / "metrics.jsonl") if "loss" in record]
+
+
+def held_out(run: Path) -> dict[int, float]:
+    records = read_lines(run / "metrics.jsonl")
+    return {record["images"]: record["holdout_loss"] for record in records if "holdout_loss" in record}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 7, 8, 64])
+def test_the_shares_are_everything_once(size: int, count: int) -> None:
+    parts = [list(range(count))[World(rank, size).share(count)] for rank in range(size)]
+    assert [number for part in parts for number in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_one_then_two_then_one_process_train_like_one_and_sample_the_same(dataset: Path, tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert run_diffkit("train", dataset, "-o", alone, "--steps", 9, *OPTIONS).returncode == 0
+    for steps in (3, 6, 9):
+        command = ("train", dataset, "-o", shared, "--steps", steps, *OPTIONS)
+        done = run_two(*command) if steps == 6 else run_diffkit(*command)
+        assert done.returncode == 0, done.stderr
+        if steps == 6:
+            assert "and 1 more like it" in done.stderr
+            assert done.stderr.count("Done after") == 1  # only one of them speaks
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
+    one, other = (held_out(run) for run in (alone, shared))
+    assert len(one) == 5 and {images: other[images] for images in one} == pytest.approx(one, rel=1e-5)
+    sheets = [{path.name for path in (run / "samples").iterdir()} for run in (alone, shared)]
+    assert len(sheets[0]) == 3 and sheets[0] <= sheets[1]
+    assert [record["processes"] for record in read_lines(shared / "sessions.jsonl")] == [1, 2, 1]
+
+    assert run_diffkit("sample", alone, "-o", tmp_path / "a", "-n", 9, "--steps", 3).returncode == 0
+    done = run_two("sample", alone, "-o", tmp_path / "b", "-n", 9, "--steps", 3)
+    assert done.returncode == 0, done.stderr
+    records = read_lines(tmp_path / "b" / "samples.jsonl")
+    assert records == read_lines(tmp_path / "a" / "samples.jsonl")
+    for record in records:
+        pictures = [np.asarray(Image.open(tmp_path / name / record["file"])).astype(int) for name in "ab"]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_what_cannot_be_shared_is_refused(dataset: Path, tmp_path: Path) -> None:
+    done = call_diffkit("train", dataset, "-o", tmp_path / "a", "--gpus", 999)
+    assert done.returncode == ExitCode.MACHINE and "--gpus 999: this machine has" in done.stderr
+    command = ("train", dataset, "-o", tmp_path / "b", "--gpus", 2, *TINY, "--batch-size", 1)
+    done = run_diffkit(*command)
+    assert done.returncode == ExitCode.USAGE, done.stderr
+    assert "cannot be shared by 2 processes" in done.stderr
+
+
+def test_a_signal_to_the_launcher_saves_and_one_process_goes_on(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ("train", dataset, "-o", run, "--steps", 100_000, "--validate-every", 0, "--gpus", 2, *TINY)
+    process = start(*command, launcher=(sys.executable, "-m", "diffkit"))
+    for _ in range(600):
+        time.sleep(0.1)
+        if len(losses(run)) > 5:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert len(re.findall("Stopped and saved after", err)) == 1, err
+    assert process.returncode == ExitCode.RESUMABLE
+    seen = max(record["images"] for record in read_lines(run / "metrics.jsonl"))
+    done = run_diffkit("train", dataset, "-o", run, "--steps", seen // 8 + 2, "--validate-every", 0, *TINY)
+    assert done.returncode == 0 and f"going on from {seen:,} images" in done.stderr, done.stderr
