@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def environment() -> dict[str, Any]:
@@ -35,6 +37,15 @@ def write(name: str, figures: dict[str, Any]) -> Path:
     path.write_text(json.dumps({"environment": environment(), **figures}, indent=1) + "\n")
     print(f"written to {path}")
     return path
+
+
+def publish(mark: str, page: str, text: str) -> None:
+    """Put generated lines into docs/PAGE, between `<!-- mark -->` and `<!-- end -->`."""
+    path = DOCS / page
+    begin, end = f"<!-- {mark} -->", "<!-- end -->"
+    found, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", path.read_text(), flags=re.DOTALL)
+    assert count == 1, f"{path} has no {begin}"
+    path.write_text(found)
 
 
 def spread(values: list[float]) -> dict[str, float]:

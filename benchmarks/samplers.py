@@ -11,21 +11,20 @@ docs/samplers.md between their marks, and its plot.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, write
+from common import DOCS, RESULTS, write
+from common import publish as put
 
 import diffkit
 from diffkit.compose.wishes import Wishes, class_labels
 from diffkit.config import SampleSettings
 
-DOCS = Path(__file__).parents[1] / "docs"
-DEFAULT = str(SampleSettings().sampler)
+DEFAULT, DEFAULT_GRID = str(SampleSettings().sampler), SampleSettings().scheduler.name
 SAMPLERS = {
     "dpmpp-2m": 1,
     "dpmpp-3m": 1,
@@ -148,12 +147,15 @@ def table(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any]) -> None:
     """docs/images/samplers.png: error over calls, and distance over calls."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
-    figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(13, 5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
+    left.set_prop_cycle(color=[matplotlib.colormaps["tab20"](number) for number in range(20)])
     for row in results["errors"]:
         grid = best_grid({"error": {int(each): value for each, value in row["error"].items()}})
         values = [row["error"][str(calls)][grid] for calls in CALLS]
@@ -168,26 +170,27 @@ def plot(results: dict[str, Any]) -> None:
     )
     for start in range(0, len(results["distances"]), len(CALLS)):
         rows = results["distances"][start : start + len(CALLS)]
-        name = rows[0]["sampler"]
+        name = f"{rows[0]['sampler']}, {rows[0]['scheduler'].partition(':')[0]}"
         right.plot(
             [row["network_calls"] for row in rows],
             [row["metric"]["value"] for row in rows],
             marker="o",
             ms=4,
-            lw=2.6 if name == DEFAULT else 1.1,
+            lw=2.6 if name.split(":")[0] == DEFAULT and name.endswith(DEFAULT_GRID) else 1.1,
             label=name,
         )
     right.axhline(results["floor"]["value"], color="0.5", ls="--", lw=1, label="real against real")
-    right.set(
-        xscale="log", yscale="log", ylabel=results["distances"][0]["metric"]["name"], title="Distance to real images"
-    )
+    right.set(xscale="log", yscale="log", ylabel=results["distances"][0]["metric"]["name"])
+    right.set_title(f"Distance of {results['images_measured']:,} images to real ones")
+    right.set_yticks([10, 20, 30, 40, 60, 80, 120], ["10", "20", "30", "40", "60", "80", "120"])
     for axes in (left, right):
         axes.set_xticks(CALLS, [str(each) for each in CALLS])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("network calls")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=6, ncols=2)
+    left.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     right.legend(frameon=False, fontsize=8)
     figure.savefig(DOCS / "images" / "samplers.png")
 
@@ -195,10 +198,7 @@ def plot(results: dict[str, Any]) -> None:
 def publish() -> None:
     """The tables and the plot, from the JSON."""
     results = json.loads((RESULTS / "samplers.json").read_text())
-    page = DOCS / "samplers.md"
-    begin, end = "<!-- samplers.json -->", "<!-- end -->"
-    text = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table(results)}\n{end}", page.read_text(), flags=re.DOTALL)
-    page.write_text(text)
+    put("samplers.json", "samplers.md", table(results))
     plot(results)
 
 

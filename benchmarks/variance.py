@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
-from common import write
+from common import publish, write
 
+from diffkit.config import SampleSettings
 from diffkit.core import schedules
 from diffkit.core.samplers import multistep, onestep
 from diffkit.core.schedules import over_range, sampling_grid
@@ -35,6 +37,7 @@ GRIDS = {
     "loglinear": schedules.loglinear,
     "karras": schedules.karras,
 }
+SIDES = [32, 128]
 CALLS = [20, 50]
 DEVIATION = 0.5
 
@@ -48,14 +51,30 @@ def deviation(sampler: str, grid: str, calls: int, side: int) -> float:
     return 100 * (float(last) ** 2 / DEVIATION**2 - 1)
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows of docs/samplers.md: a line for each grid and sampler, the default in bold."""
+    found = {(row["side"], row["grid"], row["sampler"]): row["per_cent"] for row in rows}
+    default = SampleSettings()
+    lines = ["| grid | sampler | 32x32: 20 calls | 50 calls | 128x128: 20 calls | 50 calls |", "|" + "---|" * 6]
+    for grid in GRIDS:
+        for sampler in SAMPLERS:
+            figures = [f"{found[side, grid, sampler][calls]:+.1f} %" for side in SIDES for calls in CALLS]
+            cells = [grid, sampler, *figures]
+            if (grid, sampler) == (default.scheduler.name, str(default.sampler)):
+                cells = [f"**{cell}**" for cell in cells]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     rows = []
-    for side in (32, 128):
+    for side in SIDES:
         for grid in GRIDS:
             for sampler in SAMPLERS:
                 found = {calls: round(deviation(sampler, grid, calls, side), 2) for calls in CALLS}
                 rows.append({"side": side, "grid": grid, "sampler": sampler, "per_cent": found})
                 print(f"{side:4} {grid:26} {sampler:9}", *(f"{value:+8.2f} %" for value in found.values()))
+    publish("variance.json", "samplers.md", table(rows))
     write("variance", {"deviation": DEVIATION, "calls": CALLS, "rows": rows})
 
 

@@ -112,6 +112,8 @@ class TrainSettings(_Section):
     ema_lengths: list[EmaLength] = Field([0.05, 0.1], min_length=1, description="relative lengths of what they hold")
     seed: int = Field(0, ge=0, lt=2**63)
     precision: Precision = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    channels_last: bool | None = Field(None, description="the network's layout in memory; default: the faster one")
     init: str = Field("", description="the model that training started from")
     learned_weighting: bool = Field(False, description="weigh the noise levels by their expected error, learned")
 
@@ -119,8 +121,8 @@ class TrainSettings(_Section):
 class SampleSettings(_Section):
     """How previews are made, and `diffkit sample` unless it is told otherwise."""
 
-    sampler: PartChoice = PartChoice(name="unipc", options={"order": 2})
-    scheduler: PartChoice = PartChoice(name="lognormal", options={"mean": -1.0, "std": 3.0})
+    sampler: PartChoice = PartChoice(name="deis")
+    scheduler: PartChoice = PartChoice(name="karras")
     steps: int = Field(15, ge=1, le=100_000)
     guidance: float = Field(1.0, allow_inf_nan=False)
 

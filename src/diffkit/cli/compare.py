@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WAYS = "What is compared (each may be given several times)"
 STEPS = (5, 10, 20, 40)
-SAMPLERS = ("euler", "heun", "dpmpp-2m", "unipc:order=2")
+SAMPLERS = ("euler", "heun", "dpmpp-2m", "deis")
 COUNT = 256
 
 
@@ -24,7 +24,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs or models.")],
     sampler: Annotated[
         list[str] | None,
-        typer.Option(metavar=PART, help="By default euler, heun, dpmpp-2m, unipc:order=2.", rich_help_panel=WAYS),
+        typer.Option(metavar=PART, help="By default euler, heun, dpmpp-2m, deis.", rich_help_panel=WAYS),
     ] = None,
     steps: Annotated[
         list[int] | None, typer.Option(min=1, help="By default 5, 10, 20, 40.", rich_help_panel=WAYS)

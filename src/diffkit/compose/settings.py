@@ -190,8 +190,9 @@ def _merged(stored: Settings, given: Mapping[str, Any], spec: ImageSpec) -> dict
         backbone = validated({"backbone": given.get("backbone", stored.backbone.name)}).backbone
         result["backbone"] = backbone.over(_preset(backbone, preset, spec)).over(stored.backbone).table()
     train = {**result["train"], "init": _init_text(result["train"].get("init", ""))}
-    if train.get("precision") == "auto":
-        train["precision"] = stored.train.precision
+    for key in ("precision", "compile"):
+        if train.get(key) == "auto":
+            train[key] = getattr(stored.train, key)
     # Where the data lie may change; what they are may not.
     return {**result, "train": train, "data": {**result["data"], "path": stored.data.path}}
 

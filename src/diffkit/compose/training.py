@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diffkit.core.weighing import Weigh
     from diffkit.engine.batches import Batches
     from diffkit.engine.session import Cadence, Event, Measured, Previewed
+    from diffkit.engine.speed import Way
     from diffkit.engine.store import Pixels, Store
     from diffkit.engine.train import Recipe, State
     from diffkit.engine.validate import Validated
@@ -341,6 +342,7 @@ def prepare_training(
 
     from diffkit.engine.checkpoint import latest_checkpoint, set_aside
     from diffkit.engine.devices import choose_device
+    from diffkit.engine.speed import prepared
     from diffkit.engine.train import State
 
     device = choose_device(device_name)
@@ -360,6 +362,8 @@ def prepare_training(
         notes += _initialise(network, Path(settings.train.init))
     network.to(device)
     settings = _with_precision(settings, network, spec, device)
+    settings, way, tried = _with_way(settings, network, spec, device, probe=not run.exists)
+    notes += tried
     recipe = _recipe(settings)
     state = State(network, recipe)
     if checkpoint is not None:
@@ -370,7 +374,7 @@ def prepare_training(
         spec=spec,
         store=store,
         state=state,
-        denoiser=denoiser_of(network, settings, device, settings.train.precision),
+        denoiser=denoiser_of(prepared(network, way), settings, device, settings.train.precision),
         recipe=recipe,
         device=device,
         notes=notes,
@@ -403,6 +407,38 @@ def _with_precision(settings: Settings, network: nn.Module, spec: ImageSpec, dev
     precision = choose_precision(settings.train.precision, device, lambda: network(x, c_noise, **condition))
     network.zero_grad(set_to_none=True)
     return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
+
+
+def _with_way(
+    settings: Settings, network: nn.Module, spec: ImageSpec, device: torch.device, *, probe: bool
+) -> tuple[Settings, Way, list[str]]:
+    """Layout and compilation: the fastest by trial for a new run, else as recorded. What fails is done without."""
+    from diffkit.engine.devices import autocast
+    from diffkit.engine.speed import ON_A_GPU, Way, choose_way
+
+    train = settings.train
+    best, notes = Way(bool(train.channels_last), train.compile == "on"), list[str]()
+    candidates: tuple[Way, ...] = (best,)
+    if probe and device.type == "cuda":
+        fitting = [
+            way
+            for way in ON_A_GPU
+            if train.compile in ("auto", "on" if way.compiled else "off")
+            and train.channels_last in (None, way.channels_last)
+        ]
+        candidates = tuple(fitting) or candidates
+    if candidates != (Way(),):
+        (x, c_noise), condition = dummy_inputs(spec, train.micro_batch or 1, device)
+        context = autocast(device, train.precision)
+
+        def attempt(network: nn.Module) -> Tensor:
+            with context():
+                result: Tensor = network.train()(x, c_noise, **condition)
+            return result
+
+        best, notes = choose_way(network, attempt, candidates)
+    update = {"compile": "on" if best.compiled else "off", "channels_last": best.channels_last}
+    return settings.model_copy(update={"train": train.model_copy(update=update)}), best, notes
 
 
 def _recipe(settings: Settings) -> Recipe:

@@ -1,0 +1,223 @@
+"""Training speed beside other trainers: the same network, images, batch and device, in turns, in one process.
+
+    python benchmarks/training.py [--device cuda] [--size 128] [--batch 256] [--rounds 5] [--seconds 6]
+
+Each trainer (see `peers.py`) takes a turn of some seconds in every round. Two networks: diffusers' UNet2DModel, and
+denoising-diffusion-pytorch's Unet, each as diffkit's backbone, too. On a GPU they are those of the examples at 128x128;
+elsewhere smaller ones of the same families. Writes results/training-DEVICE.json: images a second, ratios by round, the
+share of the peak, which is measured by a large product of matrices (a large convolution on a CPU) in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import spread, write
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import peers
+
+Make = Callable[[], nn.Module]
+IMAGES = 2048
+
+
+def diffusers_network(size: int, large: bool) -> nn.Module:
+    """The example's default on a GPU; else three stages with attention in the middle one."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    if large:
+        channels, attends = (128, 128, 256, 256, 512, 512), 4
+    else:
+        channels, attends = (64, 128, 128), 1
+    down = ["AttnDownBlock2D" if level == attends else "DownBlock2D" for level in range(len(channels))]
+    up = [name.replace("Down", "Up") for name in reversed(down)]
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=2,
+        block_out_channels=channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+    )
+
+
+def lucidrains_network(large: bool, flash: bool) -> nn.Module:
+    """The README's network on a GPU; else a narrower one of three stages."""
+    from denoising_diffusion_pytorch import Unet
+
+    torch.manual_seed(0)
+    dim, multipliers = (64, (1, 2, 4, 8)) if large else (32, (1, 2, 4))
+    return Unet(dim=dim, dim_mults=multipliers, flash_attn=flash)
+
+
+def contestants(folder: Path, data: Path, size: int, batch: int, device: torch.device, half: str) -> dict[str, Any]:
+    """For each network, by name: the trainers, first of all diffkit."""
+    large = device.type == "cuda"
+    first: Make = partial(diffusers_network, size, large)
+    second: Callable[[bool], nn.Module] = partial(lucidrains_network, large)
+    results = folder.parent / "results"
+
+    def ours(network: nn.Module, times: float, unpack: Callable[[Any], torch.Tensor]) -> Iterator[None]:
+        return peers.diffkit(peers.AsBackbone(network, times, unpack), data, batch, device, half)
+
+    rest = (folder, size, batch, device)
+    return {
+        "UNet2DModel": {
+            "diffkit": lambda: ours(first(), 250.0, lambda answer: answer.sample),
+            "diffusers stock": lambda: peers.diffusers("stock", first(), *rest),
+            "diffusers switched": lambda: peers.diffusers("switched", first(), *rest),
+            "diffusers tuned": lambda: peers.diffusers("tuned", first(), *rest),
+            "k-diffusion stock": lambda: peers.k_diffusion("stock", first(), *rest),
+            "k-diffusion switched": lambda: peers.k_diffusion("switched", first(), *rest),
+        },
+        "denoising-diffusion-pytorch Unet": {
+            "diffkit": lambda: ours(second(True), 250.0, lambda answer: answer),
+            "denoising-diffusion-pytorch stock": lambda: peers.lucidrains("stock", second(False), *rest, results),
+            "denoising-diffusion-pytorch switched": lambda: peers.lucidrains("switched", second(True), *rest, results),
+        },
+    }
+
+
+def images(folder: Path, size: int) -> None:
+    """PNG files of smooth random colours with some grain, about as large as those of photos."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for number in range(IMAGES):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(
+            (size, size), Image.Resampling.BICUBIC
+        )
+        grain = rng.integers(-12, 13, (size, size, 3))
+        pixels = np.clip(np.asarray(coarse).astype(int) + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+
+
+def peak(device: torch.device, half: str) -> float:
+    """Operations a second in the best case: of a product of matrices on a GPU, of a wide convolution on a CPU."""
+    dtype = torch.bfloat16 if half == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        a = torch.randn(8192, 8192, device=device, dtype=dtype)
+        work, count = lambda: a @ a, 2 * 8192**3
+    else:
+        x, weight = torch.randn(8, 256, 32, 32, dtype=dtype), torch.randn(256, 256, 3, 3, dtype=dtype)
+        work, count = lambda: F.conv2d(x, weight, padding=1), 2 * 8 * 1024 * 256 * 256 * 9
+    best = 0.0
+    with torch.inference_mode():
+        for _ in range(12):
+            start = time.perf_counter()
+            work()
+            finish(device)
+            best = max(best, count / (time.perf_counter() - start))
+    return best
+
+
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def turn(steps: Iterator[None], seconds: float, batch: int, device: torch.device) -> float:
+    """Images a second over a turn."""
+    finish(device)
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        next(steps)
+        done += batch
+    finish(device)
+    return done / (time.perf_counter() - start)
+
+
+def compete(
+    makers: dict[str, Callable[[], Iterator[None]]], rounds: int, seconds: float, batch: int, device: torch.device
+) -> dict[str, Any]:
+    """Each contestant's images a second in every round, and the time that its first step took."""
+    running, first = {}, {}
+    for name, make in makers.items():
+        start = time.perf_counter()
+        running[name] = make()
+        next(running[name])
+        finish(device)
+        first[name] = time.perf_counter() - start
+        for _ in range(2):
+            next(running[name])
+    speeds: dict[str, list[float]] = {name: [] for name in running}
+    for number in range(rounds):
+        for name, steps in running.items():
+            speeds[name].append(turn(steps, seconds, batch, device))
+        print(number + 1, *(f"{name} {values[-1]:.1f}" for name, values in speeds.items()), sep="  ", flush=True)
+    return {
+        name: {
+            "images_per_second": spread(values),
+            "diffkit_ratio": spread([ours / theirs for ours, theirs in zip(speeds["diffkit"], values, strict=True)]),
+            "first_step_seconds": round(first[name], 2),
+        }
+        for name, values in speeds.items()
+    }
+
+
+def operations(network: nn.Module, size: int) -> int:
+    """Floating point operations of one image's forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 3, size, size), torch.zeros(1))
+    return int(counter.get_total_flops())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    asked = parser.parse_args()
+    device = torch.device(asked.device)
+    large = device.type == "cuda"
+    size, batch = asked.size or (128 if large else 32), asked.batch or (256 if large else 32)
+
+    from diffkit.datasets.folder import folder as source
+    from diffkit.engine.devices import choose_precision
+    from diffkit.engine.prepare import PrepareOptions, prepare
+
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, data = Path(temporary) / "images", Path(temporary) / "set"
+        images(folder, size)
+        deque(prepare(source(str(folder)), data, PrepareOptions(size, size)), maxlen=0)
+        networks = {
+            "UNet2DModel": diffusers_network(size, large),
+            "denoising-diffusion-pytorch Unet": lucidrains_network(large, True),
+        }
+        x, c_noise = torch.randn(batch, 3, size, size, device=device), torch.zeros(batch, device=device)
+        trial = networks["UNet2DModel"].to(device)
+        half = choose_precision("auto", device, lambda: trial(x, c_noise).sample)
+        trial.zero_grad(set_to_none=True)
+        trial.cpu()
+        best = peak(device, half)
+        for name, makers in contestants(folder, data, size, batch, device, half).items():
+            count = operations(networks[name], size)
+            print(f"{name}: {count / 1e9:.2f} GFLOP forward, peak {best / 1e12:.2f} TFLOP/s, {half}")
+            found = compete(makers, asked.rounds, asked.seconds, batch, device)
+            for each in found.values():
+                each["share_of_peak"] = round(each["images_per_second"]["median"] * 3 * count / best, 4)
+            figures[name] = {"forward_flop": count, "trainers": found}
+    write(
+        f"training-{device.type}",
+        {"size": size, "batch": batch, "precision": half, "peak_flops": best, "networks": figures},
+    )
+
+
+if __name__ == "__main__":
+    main()

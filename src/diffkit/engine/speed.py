@@ -1,0 +1,86 @@
+"""How a network is run: its layout in memory, and whether it is compiled. Chosen by trying, never a reason to fail."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffkit.durable import cache_folder
+
+Try = Callable[[nn.Module], Tensor]
+WARMUP, TIMED = 2, 3
+GAIN_WANTED = 1.05
+
+
+class Way(NamedTuple):
+    """Channels last in memory or first; compiled or as written."""
+
+    channels_last: bool = False
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{'compiled' if self.compiled else 'eager'}, channels {'last' if self.channels_last else 'first'}"
+
+
+EAGER = Way()
+ON_A_GPU = (EAGER, Way(channels_last=True), Way(channels_last=True, compiled=True))
+
+
+def prepared(network: nn.Module, way: Way) -> nn.Module:
+    """The network in this layout, changed in place; compiled, a module beside it that shares its weights."""
+    network.to(memory_format=torch.channels_last if way.channels_last else torch.contiguous_format)
+    if not way.compiled:
+        return network
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    _mend_inductor(torch.__version__)
+    compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    return compiled
+
+
+def choose_way(network: nn.Module, attempt: Try, candidates: tuple[Way, ...]) -> tuple[Way, list[str]]:
+    """The fastest of the candidates at `attempt`, which runs a network forward; and notes on those that fail.
+
+    Each is timed forward and backward. The first is left only for a gain of a twentieth. If all fail it is the first,
+    but not compiled: the training itself may say why.
+    """
+    seconds, notes = {}, []
+    for way in candidates:
+        try:
+            seconds[way] = _seconds(prepared(network, way), attempt)
+        except Exception as error:
+            notes.append(f"Not {way}: {_first_line(error)}")
+        network.zero_grad(set_to_none=True)
+    first = candidates[0]
+    plain = first._replace(compiled=False)
+    best = min(seconds, key=lambda way: seconds[way] * (1 if way == first else GAIN_WANTED), default=plain)
+    return best, notes
+
+
+def _seconds(network: nn.Module, attempt: Try) -> float:
+    """The median of three runs, after two that warm up and compile."""
+    times = []
+    for _ in range(WARMUP + TIMED):
+        start = time.perf_counter()
+        attempt(network).float().square().mean().backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return sorted(times[WARMUP:])[TIMED // 2]
+
+
+def _mend_inductor(version: str) -> None:
+    """Two regressions of torch 2.13 in the training of convolutions (pytorch issues 189239 and 189488)."""
+    if version.startswith("2.13."):
+        import torch._inductor.config as inductor
+
+        inductor.force_layout_optimization = True
+        inductor.loop_reindexing_after_fusion = False
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
