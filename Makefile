@@ -22,6 +22,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python benchmarks/training.py
 
 # The tables and the plot of docs/samplers.md, on the demo's model.
 samplers: $(READY)

@@ -28,6 +28,9 @@ from diffkit.measure.images import made
 from diffkit.measure.scores import score
 
 
+STEPS = (3, 15)
+
+
 def reduced(images: np.ndarray, factor: int) -> np.ndarray:
     """Means over factor x factor pixels, as 8-bit images."""
     n, height, width, channels = images.shape
@@ -50,12 +53,10 @@ def main() -> None:
     real = np.stack([originals.read(index) for index in range(len(originals))])
     small = reduced(real, factor)
     shown = Pictures(originals.names, lambda index: small[index].repeat(factor, 0).repeat(factor, 1))
-    ways = {
-        "cubic": cubic(small, factor),
-        "diffkit": model.collect(model.plan(), len(real), Wishes(inputs=shown)),
-    }
+    ways = {"cubic": cubic(small, factor)}
+    for steps in STEPS:
+        ways[f"diffkit, {steps} steps"] = model.collect(model.plan(steps=steps), len(real), Wishes(inputs=shown))
     reference = Reference.of(model, run, None, "lite0")
-    run_through(reference.look())
     truth = run_through(reference.look_at(made(real, None, "originals")))
     figures: dict[str, Any] = {}
     for name, images in ways.items():
@@ -75,9 +76,9 @@ def main() -> None:
     write("superres", {"factor": factor, "images": len(real), "images_seen": model.images_seen, "ways": figures})
     if len(sys.argv) > 2:
         some = np.linspace(0, len(real) - 1, 16).astype(int)
-        columns = [small.repeat(factor, 1).repeat(factor, 2), ways["cubic"], ways["diffkit"], real]
+        columns = [small.repeat(factor, 1).repeat(factor, 2), *ways.values(), real]
         sheet = np.stack([column[some] for column in columns], 1).reshape(-1, *real.shape[1:])
-        save_png(Path(sys.argv[2]), grid(sheet, 8))
+        save_png(Path(sys.argv[2]), grid(sheet, 2 * len(columns)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import spread, write
+from common import publish, spread, write
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -175,6 +175,28 @@ def operations(network: nn.Module, size: int) -> int:
     return int(counter.get_total_flops())
 
 
+def table(results: dict[str, Any]) -> str:
+    """The rows of docs/benchmarks.md; ratios are diffkit's speed over the trainer's, round by round."""
+    lines = []
+    for name, network in results["networks"].items():
+        size, batch, flop = results["size"], results["batch"], network["forward_flop"] / 1e9
+        lines += [
+            f"{name} at {size}x{size}, batch {batch}, {flop:.2f} GFLOP forward; diffkit in {results['precision']}:",
+            "",
+            "| trainer | images a second | share of peak | diffkit is faster by | first step |",
+            "|---|---|---|---|---|",
+        ]
+        for trainer, figures in network["trainers"].items():
+            speed, ratio = figures["images_per_second"], figures["diffkit_ratio"]
+            lines.append(
+                f"| {trainer} | {speed['median']:.1f} ({speed['min']:.1f} to {speed['max']:.1f}) "
+                f"| {figures['share_of_peak']:.0%} | {ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f}) "
+                f"| {figures['first_step_seconds']:.1f} s |"
+            )
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -213,10 +235,9 @@ def main() -> None:
             for each in found.values():
                 each["share_of_peak"] = round(each["images_per_second"]["median"] * 3 * count / best, 4)
             figures[name] = {"forward_flop": count, "trainers": found}
-    write(
-        f"training-{device.type}",
-        {"size": size, "batch": batch, "precision": half, "peak_flops": best, "networks": figures},
-    )
+    results = {"size": size, "batch": batch, "precision": half, "peak_flops": best, "networks": figures}
+    write(f"training-{device.type}", results)
+    publish(f"training-{device.type}.json", "benchmarks.md", table(results))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def _add_commands() -> None:
     from diffkit.cli.edit import interpolate, invert, trajectory
     from diffkit.cli.ema import ema
     from diffkit.cli.evaluate import evaluate
+    from diffkit.cli.plan import plan
     from diffkit.cli.plugins import plugins
     from diffkit.cli.prepare import prepare
     from diffkit.cli.report import report
@@ -60,6 +61,7 @@ def _add_commands() -> None:
     from diffkit.cli.train import train
 
     app.command()(prepare)
+    app.command()(plan)
     app.command()(train)
     app.command()(sample)
     app.command()(invert)

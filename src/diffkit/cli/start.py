@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from diffkit.engine.session import Cadence
     from diffkit.engine.store import Store
     from diffkit.rundir import RunDir
+
+
+JUDGED_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
         stack.enter_context(trackers)
         if world.leads:
             _record_session(training, cadence, start.track)
+        clock = time.monotonic()
         ended = draw(training, cadence, stopper, trackers, _reference(start, training))
+        _say_off(training, ended.images_seen - seen, time.monotonic() - clock)
     if ended.reason == "stopped":
         say(f"Stopped and saved after {ended.images_seen:,} images. The same command goes on from there.")
         raise typer.Exit(int(ExitCode.RESUMABLE))
@@ -98,6 +104,19 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
         return
     say(f"[green]Done[/] after {ended.images_seen:,} images. Model: [bold]{plain(str(run.model))}[/].")
     next_command(f"diffkit sample {run.path}")
+
+
+def _say_off(training: Training, images: int, seconds: float) -> None:
+    """How far `diffkit plan` was off, if it was asked and there was enough to judge it by."""
+    from diffkit.cli.console import say
+    from diffkit.compose.planning import planned_before
+
+    planned = planned_before(training.settings, str(training.device))
+    if planned is None or seconds < JUDGED_SECONDS:
+        return
+    expected, found = planned.images / planned.seconds, images / seconds
+    off = f"{found / expected - 1:+.0%}"
+    say(f"Planned: {expected:,.0f} images a second, all included. It was {found:,.0f} ({off}).")
 
 
 def _opened(
@@ -169,14 +188,19 @@ def _cadence(start: Start, training: Training) -> Cadence:
 
 
 def _until(start: Start, batch: int, store: Store) -> int | None:
-    """Images to have seen at the end. The default: 200 passes, at least 200,000 images, at most 10 million."""
+    """Images to have seen at the end."""
     if start.steps is not None:
         return start.steps * batch
     if start.epochs is not None:
         return max(batch, round(start.epochs * store.count / batch) * batch)
     if start.seconds is not None:
         return None
-    return -(-min(max(200 * store.count, 200_000), 10_000_000) // batch) * batch
+    return -(-default_images(store.count) // batch) * batch
+
+
+def default_images(count: int) -> int:
+    """200 passes over the data, at least 200,000 images, at most 10 million."""
+    return min(max(200 * count, 200_000), 10_000_000)
 
 
 def _preview_every(until: int | None, batch: int) -> int:
@@ -215,7 +239,6 @@ def _introduce(training: Training, cadence: Cadence) -> None:
 def _record_session(training: Training, cadence: Cadence, track: list[str]) -> None:
     import platform
     import sys
-    import time
 
     import torch
 

@@ -108,7 +108,6 @@ def train(
     from diffkit.cli.console import duration
     from diffkit.cli.launch import launch, launched
     from diffkit.cli.start import Start, begin, check_wishes
-    from diffkit.config import Settings, put, put_part, read_toml, set_from_text
     from diffkit.engine.store import Store
     from diffkit.errors import DiffkitError
 
@@ -118,17 +117,9 @@ def train(
         raise DiffkitError("--steps and --epochs both say how long to train.", "Give one of them.")
     if epochs is not None and not 0 < epochs < float("inf"):
         raise DiffkitError(f"--epochs {epochs} is no length.", "Give a number above 0.")
-    given: dict[str, Any] = read_toml(config) if config else {}
-    for key, text in (("scheduler", scheduler), ("prediction", prediction), ("backbone", backbone)):
-        if text is not None:
-            put_part(given, key, text, Settings.model_fields[key].default.name)
-    for key, text in (("weighting", weighting), ("task", task)):
-        if text is not None:
-            put_part(given, key, text, text.partition(":")[0])
-    if factor is not None:
-        put(given, "task.factor", factor)
     flags = {
         "preset": preset,
+        "task.factor": factor,
         "data.size": _size(size),
         "data.flip": flip,
         "train.batch_size": batch_size,
@@ -139,12 +130,9 @@ def train(
         "train.precision": precision,
         "train.init": init,
     }
-    for key, value in flags.items():
-        if value is not None:
-            put(given, key, value)
-    for assignment in settings or []:
-        set_from_text(given, assignment)
-    put(given, "data.path", str(data))
+    parts = {"scheduler": scheduler, "prediction": prediction, "backbone": backbone}
+    parts |= {"weighting": weighting, "task": task}
+    given = given_settings(data, config, parts, flags, settings or [])
     store = Store.open(data)
     start = Start(
         device=device,
@@ -160,6 +148,26 @@ def train(
     )
     check_wishes(start, store)
     begin(start, given, store, _run_dir(out, data, given, store))
+
+
+def given_settings(
+    data: Path, config: Path | None, parts: dict[str, str | None], flags: dict[str, Any], assignments: list[str]
+) -> dict[str, Any]:
+    """Nested tables of what was asked for: a recipe, over it the parts and flags that are not None, then --set."""
+    from diffkit.config import Settings, put, put_part, read_toml, set_from_text
+
+    given: dict[str, Any] = read_toml(config) if config else {}
+    for key, text in parts.items():
+        if text is not None:
+            default = Settings.model_fields[key].default
+            put_part(given, key, text, default.name if default else text.partition(":")[0])
+    for key, value in flags.items():
+        if value is not None:
+            put(given, key, value)
+    for assignment in assignments:
+        set_from_text(given, assignment)
+    put(given, "data.path", str(data))
+    return given
 
 
 def _run_dir(out: Path | None, data: Path, given: dict[str, Any], store: Store) -> RunDir:

@@ -76,11 +76,11 @@ class Training:
         steps = train(
             self.state,
             self.denoiser,
-            self._batches(),
-            self._levels(),
+            self.batches(),
+            self.levels(),
             squared_error,
             self.recipe,
-            weigh=self._weigh(),
+            weigh=self.weigh(),
             until_images=cadence.until_images,
             report_every=report_every,
             world=self.world,
@@ -121,7 +121,7 @@ class Training:
         from diffkit.engine.validate import Validation
 
         task = task_of(self.settings)
-        validation = Validation(self.store, self.spec, self._levels(), self.recipe.seed, task, self.world)
+        validation = Validation(self.store, self.spec, self.levels(), self.recipe.seed, task, self.world)
 
         def validate() -> Validated:
             found = validation(replace(self.denoiser, network=self.state.average), self.state.images_seen)
@@ -171,7 +171,7 @@ class Training:
 
     def check(self) -> None:
         """Raises DiffkitError now for a schedule or a preview that would fail later."""
-        self._levels()
+        self.levels()
         self.model().plan()
 
     def create(self) -> None:
@@ -284,23 +284,23 @@ class Training:
             world=self.world,
         )
 
-    def _levels(self) -> Callable[[Tensor], Tensor]:
+    def levels(self) -> Callable[[Tensor], Tensor]:
         return levels(bound("scheduler", self.settings), self.settings, self.settings.noise.shift)
 
-    def _batches(self) -> Batches:
+    def batches(self) -> Batches:
         from diffkit.engine.batches import Batches
 
         data = self.settings.data
         task = task_of(self.settings)
         return Batches(self.store, self.spec, self.recipe.seed, data.flip, data.label_dropout, task)
 
-    def _weigh(self) -> Weigh | None:
+    def weigh(self) -> Weigh | None:
         from diffkit.core.schedules import density
         from diffkit.core.weighing import by_weighting
 
         if self.settings.weighting is None:
             return None
-        levels = self._levels()
+        levels = self.levels()
         return by_weighting(bound("weighting", self.settings), density(levels), self.denoiser.prediction, levels)
 
 

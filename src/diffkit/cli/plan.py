@@ -1,0 +1,94 @@
+"""`diffkit plan`: what a training will take here, before it is begun."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffkit.cli.options import MACHINE, PART, AsJson, Device
+
+if TYPE_CHECKING:
+    from diffkit.compose import Training
+    from diffkit.compose.planning import Planned
+
+FEW_PASSES, MANY_PASSES = 20, 300
+
+
+def plan(
+    data: Annotated[Path, typer.Argument(help="A data set made by diffkit prepare.")],
+    time: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="The time there is: 30m, 2h. By default, enough.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Size of the network: tiny, small, base, large.")] = None,
+    backbone: Annotated[str | None, typer.Option(metavar=PART, help="Network.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    device: Device = "auto",
+    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in TOML; options override it.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.clip=0.5.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Network, batch, learning rate, speed, memory and time of a training on this machine: some steps are tried.
+
+    Nothing is kept. The training, given the same options, says in the end how far the plan was off.
+    """
+    from dataclasses import asdict
+
+    from diffkit.cli.console import duration, print_json
+    from diffkit.cli.start import default_images
+    from diffkit.cli.train import given_settings
+    from diffkit.compose.planning import plan as make_plan
+    from diffkit.engine.store import Store
+
+    chosen = {"preset": preset, "train.batch_size": batch_size, "train.precision": precision}
+    given = given_settings(data, config, {"backbone": backbone}, chosen, settings or [])
+    store = Store.open(data)
+    seconds = duration(time) if time else None
+    training, planned = make_plan(given, store, device, seconds=seconds, images=default_images(store.count))
+    if as_json:
+        train = training.settings.train
+        how = {"batch_size": train.batch_size, "lr": train.lr, "precision": train.precision, "compile": train.compile}
+        print_json({**asdict(planned), **how, "device": str(training.device)})
+        return
+    words: dict[str, object] = {"--time": time, "--preset": preset, "--backbone": backbone, "--batch-size": batch_size}
+    words |= {"--precision": precision, "--config": config, "--device": None if device == "auto" else device}
+    options = [part for key, value in words.items() if value is not None for part in (key, str(value))]
+    options += [part for each in settings or [] for part in ("--set", each)]
+    _show(training, planned, shlex.join(["diffkit", "train", str(data), *options]))
+
+
+def _show(training: Training, planned: Planned, command: str) -> None:
+    from diffkit.cli.console import bytes_text, clock, next_command, plain, say
+    from diffkit.engine.devices import describe
+
+    settings, train = training.settings, training.settings.train
+    parameters = sum(p.numel() for p in training.state.network.parameters())
+    say(f"[bold]{plain(str(training.store.path))}[/]: {training.store.count:,} images {training.spec}")
+    way = "compiled" if train.compile == "on" else "not compiled"
+    say(f"  on         {describe(training.device)}, {train.precision}, {way}")
+    say(f"  network    {plain(settings.backbone.name)}, {parameters / 1e6:.1f}M parameters")
+    say(f"             {plain(settings.backbone.text(' '))}")
+    say(f"  batch      {train.batch_size}, learning rate {train.lr:g}")
+    memory = "" if planned.memory is None else f", {bytes_text(planned.memory)} of memory"
+    say(f"  speed      {planned.images_per_second:,.0f} images a second{memory}")
+    say(f"  time       {clock(planned.seconds)} = {planned.images:,} images = {planned.epochs:,.4g} epochs")
+    for note in [*training.notes, *_advice(planned, bool(training.store.holdout_count))]:
+        say(f"  [yellow]{plain(note)}[/]")
+    next_command(command)
+
+
+def _advice(planned: Planned, held_out: bool) -> list[str]:
+    """What so many passes over the data usually mean."""
+    if planned.epochs < FEW_PASSES:
+        return [f"Fewer than {FEW_PASSES} passes leave shapes vague: more time, smaller images or a smaller network."]
+    if planned.epochs > MANY_PASSES:
+        remedy = (
+            "--stop-when memorizing ends it in time" if held_out else "hold images out to notice (prepare --holdout)"
+        )
+        return [f"After some hundred passes a model may begin to learn its images by heart: {remedy}."]
+    return []

@@ -1,0 +1,103 @@
+"""What a training will take, found by trying some steps of it; and, when it is over, how far that was off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffkit import durable
+from diffkit.compose.training import Training, prepare_training
+from diffkit.config import Settings, to_tables
+from diffkit.errors import DiffkitError
+from diffkit.rundir import RunDir
+
+if TYPE_CHECKING:
+    from diffkit.engine.store import Store
+
+WARMUP_STEPS, LEAST_STEPS, TRIAL_SECONDS = 2, 4, 8.0
+OVERHEAD = 0.9
+"""The share of the time that is training; the rest goes to looks at held-out images, sample grids and checkpoints."""
+PROBED = ("precision", "compile", "channels_last", "micro_batch")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """images_per_second of the training itself, memory in bytes (None if unknown), and what a budget gives."""
+
+    images_per_second: float
+    memory: int | None
+    images: int
+    seconds: float
+    epochs: float
+
+
+def plan(
+    given: Mapping[str, Any], store: Store, device: str, *, seconds: float | None, images: int | None
+) -> tuple[Training, Planned]:
+    """Train a few steps on the device, in memory only. With `seconds`, how many images that is; else how long it takes.
+
+    `images` is what the length would be if no time is given. Raises DiffkitError if the time is not enough for a step.
+    """
+    from diffkit.core.denoiser import squared_error
+    from diffkit.engine.devices import memory_used
+    from diffkit.engine.train import Progress, train
+
+    training = prepare_training(given, store, RunDir(Path(os.devnull)), device)
+    batch = training.recipe.batch_size
+    steps = train(
+        training.state,
+        training.denoiser,
+        training.batches(),
+        training.levels(),
+        squared_error,
+        training.recipe,
+        weigh=training.weigh(),
+    )
+    times, begun = [time.perf_counter()], time.perf_counter()
+    for event in steps:
+        if isinstance(event, Progress):
+            times.append(time.perf_counter())
+        enough = len(times) > WARMUP_STEPS + LEAST_STEPS
+        if enough and time.perf_counter() - begun > TRIAL_SECONDS:
+            break
+    speed = (len(times) - 1 - WARMUP_STEPS) * batch / (times[-1] - times[WARMUP_STEPS])
+    total = images if seconds is None else int(OVERHEAD * seconds * speed) // batch * batch
+    if not total:
+        raise DiffkitError(
+            f"In that time it does not get through one batch of {batch} images ({batch / speed:.0f} s).",
+            "Give it more --time, or choose a smaller --preset or --batch-size.",
+        )
+    planned = Planned(
+        images_per_second=round(speed, 2),
+        memory=memory_used(training.device),
+        images=total,
+        seconds=round(total / speed / OVERHEAD, 1) if seconds is None else seconds,
+        epochs=round(total / store.count, 2),
+    )
+    durable.write_json(_place(training.settings, str(training.device)), asdict(planned))
+    return training, planned
+
+
+def planned_before(settings: Settings, device: str) -> Planned | None:
+    """What `plan` found for this training on this device, if it was asked."""
+    try:
+        return Planned(**json.loads(_place(settings, device).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _place(settings: Settings, device: str) -> Path:
+    """In the cache, under all that the speed depends on but what is found by trial anyway."""
+    tables = to_tables(settings)
+    train = {key: value for key, value in tables["train"].items() if key not in PROBED}
+    data = {key: value for key, value in tables["data"].items() if key != "path"}
+    text = json.dumps([{**tables, "train": train, "data": data, "parts": {}}, device], sort_keys=True)
+    folder = durable.cache_folder() / "plans"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
