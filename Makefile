@@ -24,11 +24,13 @@ bench: $(READY)
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/sampling.py
 
 # The tables and the plot of docs/samplers.md, on the demo's model.
 samplers: $(READY)
 	test -d demo/run || $(BIN)/diffkit demo -o demo
 	$(BIN)/python benchmarks/samplers.py demo/run
+	$(BIN)/python benchmarks/defaults.py demo/run
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv

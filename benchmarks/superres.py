@@ -27,7 +27,6 @@ from diffkit.engine.store import Store
 from diffkit.measure.images import made
 from diffkit.measure.scores import score
 
-
 STEPS = (3, 15)
 
 

@@ -1,0 +1,112 @@
+"""Sampling speed beside diffusers: the same network, solver (DDIM) and number of calls, in turns, in one process.
+
+    python benchmarks/sampling.py [--device cuda] [--size 128] [--calls 20] [--rounds 5]
+
+From noise to 8-bit images in memory, at a large batch and at one image. diffkit lays the network out as
+`diffkit sample` does, and computes in float32 as diffusers does by default; on a GPU also in bfloat16, as both would be
+told to. Writes results/sampling-DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import publish, spread, write
+from torch import nn
+from training import diffusers_network, finish
+
+from diffkit.core.denoiser import Denoiser
+from diffkit.core.predictions import eps
+from diffkit.core.samplers.onestep import euler
+from diffkit.core.schedules import cosine, over_range, sampling_grid
+from diffkit.engine.devices import autocast
+from diffkit.engine.sample import Plan, sample
+from diffkit.interfaces import ImageSpec
+from peers import AsBackbone
+
+
+def with_diffusers(network: nn.Module, batch: int, calls: int) -> None:
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    pipeline = DDIMPipeline(network, DDIMScheduler())  # type: ignore[arg-type]
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=batch, num_inference_steps=calls, output_type="np").images
+    assert (images * 255).round().astype("uint8").shape[0] == batch
+
+
+def with_diffkit(denoiser: Denoiser, size: int, batch: int, calls: int) -> None:
+    grid = sampling_grid(over_range(cosine, 0.002, 80.0), calls)
+    plan = Plan(euler, grid, (0.0, 0.0, 0.0))
+    (made,) = sample(denoiser, ImageSpec(3, size, size), plan, range(batch), batch_size=batch)
+    assert made.pixels.shape[0] == batch and made.calls == calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    device = torch.device(asked.device)
+    large = device.type == "cuda"
+    size = asked.size or (128 if large else 32)
+
+    def network() -> nn.Module:
+        return diffusers_network(size, large).to(device).eval()
+
+    theirs, ours = network(), network()
+    if not large:
+        ours.to(memory_format=torch.channels_last)
+    backbone = AsBackbone(ours, 250.0, lambda answer: answer.sample)
+    contestants: dict[str, Callable[[int], None]] = {
+        "diffkit": lambda batch: with_diffkit(Denoiser(backbone, eps), size, batch, asked.calls),
+        "diffusers": lambda batch: with_diffusers(theirs, batch, asked.calls),
+    }
+    if large:
+        half, in_half = Denoiser(backbone, eps, autocast(device, "bfloat16")), network().to(torch.bfloat16)
+        contestants["diffkit, bfloat16"] = lambda batch: with_diffkit(half, size, batch, asked.calls)
+        contestants["diffusers, bfloat16"] = lambda batch: with_diffusers(in_half, batch, asked.calls)
+    figures: dict[str, Any] = {}
+    for batch in (256 if large else 32, 1):
+        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        for number in range(asked.rounds + 1):
+            for name, make in contestants.items():
+                finish(device)
+                start = time.perf_counter()
+                make(batch)
+                finish(device)
+                if number:  # the first warms up
+                    seconds[name].append(time.perf_counter() - start)
+            print(batch, *(f"{name} {values[-1:]}" for name, values in seconds.items()), flush=True)
+        figures[str(batch)] = {
+            name: {
+                "images_per_second": spread([batch / value for value in values]),
+                "diffkit_ratio": spread([v / u for u, v in zip(seconds["diffkit"], values, strict=True)]),
+            }
+            for name, values in seconds.items()
+        }
+    results = {"size": size, "calls": asked.calls, "batches": figures}
+    write(f"sampling-{device.type}", results)
+    publish(f"sampling-{device.type}.json", "benchmarks.md", table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows of docs/benchmarks.md."""
+    lines = ["| batch | sampler | images a second | diffkit is faster by |", "|---|---|---|---|"]
+    for batch, contestants in results["batches"].items():
+        for name, figures in contestants.items():
+            speed, ratio = figures["images_per_second"], figures["diffkit_ratio"]
+            lines.append(
+                f"| {batch} | {name} | {speed['median']:.2f} ({speed['min']:.2f} to {speed['max']:.2f}) "
+                f"| {ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f}) |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
