@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench samplers clean
+.PHONY: demo test test-long lint bench samplers clean
 
 demo: $(READY)
 	$(BIN)/diffkit demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q
+
+# With what takes minutes, or a C++ compiler.
+test-long: $(READY)
+	DIFFKIT_LONG=1 $(BIN)/python -m pytest -q
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

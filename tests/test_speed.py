@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_a_training_goes_on_without_its_compiler(
     assert read_toml(tmp_path / "run" / "config.toml")["train"]["compile"] == "off"
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("DIFFKIT_LONG" not in os.environ, reason="make test-long: compiling takes a minute, and a compiler")
 def test_a_compiled_training_resumes_and_its_model_needs_no_compiler(dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ("train", dataset, "-o", run, "--set", "train.compile=on", "--precision", "float32", *TINY)
