@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,21 @@ class Cached(Dataset[Tensor]):
 def repeated(loader: Any) -> Iterator[Tensor]:
     while True:
         yield from loader
+
+
+def alone(steps: Iterator[None]) -> Iterator[None]:
+    """accelerate keeps its state in one place for the whole process: each trainer's own is put there for its turn."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    places = [AcceleratorState._shared_state, GradientState._shared_state]
+    own: list[dict[str, Any]] = [{}, {}]
+    while True:
+        for place, state in zip(places, own, strict=True):
+            place.clear()
+            place.update(state)
+        next(steps)
+        own = [dict(place) for place in places]
+        yield
 
 
 def diffusers(
@@ -151,12 +168,21 @@ def lucidrains(
         yield
 
 
+def k_diffusion_modules() -> tuple[Any, Any]:
+    """Its layers and utils, without all that its package imports at once."""
+    found = importlib.util.find_spec("k_diffusion")
+    assert found is not None
+    sys.modules.setdefault("k_diffusion", importlib.util.module_from_spec(found))
+    return importlib.import_module("k_diffusion.layers"), importlib.import_module("k_diffusion.utils")
+
+
 def k_diffusion(
     leg: str, network: nn.Module, folder: Path, size: int, batch: int, device: torch.device, workers: int = 2
 ) -> Iterator[None]:
     """k-diffusion's Denoiser (its loss, preconditioning and density) in the loop of its train.py."""
-    import k_diffusion as K
     from accelerate import Accelerator
+
+    layers, utils = k_diffusion_modules()
 
     class Inner(nn.Module):
         def __init__(self) -> None:
@@ -168,21 +194,21 @@ def k_diffusion(
             return answer
 
     accelerator = Accelerator(mixed_precision="no" if leg == "stock" else "bf16", cpu=device.type == "cpu")
-    denoiser = K.layers.Denoiser(Inner(), sigma_data=0.5)
+    denoiser = layers.Denoiser(Inner(), sigma_data=0.5)
     average = copy.deepcopy(denoiser)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=LR, betas=(0.95, 0.999), weight_decay=1e-3)
     loader = DataLoader(Folder(folder, size), batch, shuffle=True, num_workers=workers, drop_last=True)
     denoiser, optimizer, loader = accelerator.prepare(denoiser, optimizer, loader)
     for clean in repeated(loader):
         noise = torch.randn_like(clean)
-        sigma = K.utils.rand_log_normal([len(clean)], -1.2, 1.2, device=clean.device)
+        sigma = utils.rand_log_normal([len(clean)], -1.2, 1.2, device=clean.device)
         with accelerator.autocast():
             loss = denoiser.loss(clean, noise, sigma).mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        K.utils.ema_update(denoiser, average, 0.999)
+        utils.ema_update(denoiser, average, 0.999)
         loss.item()
         yield
 

@@ -78,16 +78,20 @@ def contestants(folder: Path, data: Path, size: int, batch: int, device: torch.d
     return {
         "UNet2DModel": {
             "diffkit": lambda: ours(first(), 250.0, lambda answer: answer.sample),
-            "diffusers stock": lambda: peers.diffusers("stock", first(), *rest),
-            "diffusers switched": lambda: peers.diffusers("switched", first(), *rest),
-            "diffusers tuned": lambda: peers.diffusers("tuned", first(), *rest),
-            "k-diffusion stock": lambda: peers.k_diffusion("stock", first(), *rest),
-            "k-diffusion switched": lambda: peers.k_diffusion("switched", first(), *rest),
+            "diffusers stock": lambda: peers.alone(peers.diffusers("stock", first(), *rest)),
+            "diffusers switched": lambda: peers.alone(peers.diffusers("switched", first(), *rest)),
+            "diffusers tuned": lambda: peers.alone(peers.diffusers("tuned", first(), *rest)),
+            "k-diffusion stock": lambda: peers.alone(peers.k_diffusion("stock", first(), *rest)),
+            "k-diffusion switched": lambda: peers.alone(peers.k_diffusion("switched", first(), *rest)),
         },
         "denoising-diffusion-pytorch Unet": {
             "diffkit": lambda: ours(second(True), 250.0, lambda answer: answer),
-            "denoising-diffusion-pytorch stock": lambda: peers.lucidrains("stock", second(False), *rest, results),
-            "denoising-diffusion-pytorch switched": lambda: peers.lucidrains("switched", second(True), *rest, results),
+            "denoising-diffusion-pytorch stock": lambda: peers.alone(
+                peers.lucidrains("stock", second(False), *rest, results)
+            ),
+            "denoising-diffusion-pytorch switched": lambda: peers.alone(
+                peers.lucidrains("switched", second(True), *rest, results)
+            ),
         },
     }
 

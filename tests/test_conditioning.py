@@ -122,6 +122,7 @@ def test_super_resolution_end_to_end(images: Path, tmp_path: Path) -> None:
     with Image.open(sorted((run / "samples").iterdir())[-1]) as sheet:
         assert sheet.size == (12 * 66 + 2, 6 * 66 + 2)  # what was shown, made and there, four times a row
     config, store = read_toml(run / "config.toml"), json.loads((data / "dataset.json").read_text())
+    assert config["near"] is True
     scale = config["prediction"]["sigma_data"] / store["sigma_data"]
     assert 0.05 < scale < 0.9  # what is learned is the difference, and the noise is in proportion
     assert (config["noise"]["shift"], config["noise"]["s_max"]) == pytest.approx((scale, 40 * scale))

@@ -18,6 +18,7 @@ from conftest import TINY, call_diffkit, run_diffkit
 from diffkit.durable import read_lines
 from diffkit.engine.distributed import World
 from diffkit.errors import ExitCode
+from diffkit.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "diffkit")
@@ -90,7 +91,12 @@ def test_what_cannot_be_shared_is_refused(dataset: Path, tmp_path: Path) -> None
     command = ("train", dataset, "-o", tmp_path / "b", "--gpus", 2, *TINY, "--batch-size", 1)
     done = run_diffkit(*command)
     assert done.returncode == ExitCode.USAGE, done.stderr
-    assert "cannot be shared by 2 processes" in done.stderr
+    assert done.stderr.count("cannot be shared by 2 processes") == 1
+    run = RunDir(tmp_path / "b")
+    with run.locked():
+        done = run_diffkit(*command[:4], *TINY, "--gpus", 2)
+    assert done.returncode == ExitCode.LOCKED, done.stderr
+    assert done.stderr.count("is being trained by") == 1 and "Bug" not in done.stderr
 
 
 def test_a_signal_to_the_launcher_saves_and_one_process_goes_on(dataset: Path, tmp_path: Path) -> None:
@@ -101,7 +107,7 @@ def test_a_signal_to_the_launcher_saves_and_one_process_goes_on(dataset: Path, t
         time.sleep(0.1)
         if len(losses(run)) > 5:
             break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
     _, err = process.communicate(timeout=60)
     assert len(re.findall("Stopped and saved after", err)) == 1, err
     assert process.returncode == ExitCode.RESUMABLE

@@ -50,10 +50,18 @@ def test_the_faster_layout_is_chosen_and_a_failing_compiler_is_a_note(monkeypatc
 
 def test_if_all_ways_fail_the_answer_is_the_plain_one() -> None:
     def broken(network: nn.Module) -> Tensor:
-        raise torch.OutOfMemoryError("out of memory")
+        raise RuntimeError("no such kernel")
 
     way, notes = choose_way(Slow(), broken, (Way(True, True),))
     assert way == Way(channels_last=True) and len(notes) == 1
+
+
+def test_want_of_memory_is_no_reason_against_a_way() -> None:
+    def broken(network: nn.Module) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_way(Slow(), broken, ON_A_GPU)
 
 
 def test_a_training_goes_on_without_its_compiler(
@@ -65,6 +73,8 @@ def test_a_training_goes_on_without_its_compiler(
     assert done.returncode == 0, done.stderr
     assert "no C++ compiler here" in done.stderr
     assert read_toml(tmp_path / "run" / "config.toml")["train"]["compile"] == "off"
+    done = call_diffkit(*command, "--steps", 4)  # the same command goes on
+    assert done.returncode == 0 and "going on from 16 images" in done.stderr, done.stderr
 
 
 @pytest.mark.skipif("DIFFKIT_LONG" not in os.environ, reason="make test-long: compiling takes a minute, and a compiler")

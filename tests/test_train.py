@@ -178,11 +178,15 @@ def test_a_state_that_is_not_finite_never_becomes_a_checkpoint() -> None:
         state.checkpoint()
 
 
-def test_a_checkpoint_brings_back_everything(tmp_path: Path) -> None:
-    straight, straight_losses = trained(recipe(), 160)
-    first, losses = trained(recipe(), 80)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_checkpoint_brings_back_everything(tmp_path: Path, layout: torch.memory_format) -> None:
+    def fresh() -> State:
+        return State(small_network().to(memory_format=layout), recipe())
+
+    straight, straight_losses = trained(recipe(), 160, fresh())
+    first, losses = trained(recipe(), 80, fresh())
     save_checkpoint(tmp_path, first.checkpoint())
-    state = State(small_network(), recipe())
+    state = fresh()
     checkpoint, problems = latest_checkpoint(tmp_path)
     assert checkpoint is not None and problems == {}
     state.restore(checkpoint)

@@ -136,6 +136,9 @@ class Settings(_Section):
     weighting: PartChoice | None = Field(None, description="of the loss; by default the network's own output counts")
     task: PartChoice | None = Field(None, description="image to image: what the network is shown")
     preset: str | None = Field(None, description="of the backbone; recorded as the options it stands for")
+    near: bool | None = Field(
+        None, description="learn the difference from what the task shows; default: as the task is"
+    )
     data: DataSettings = DataSettings()
     noise: NoiseSettings = NoiseSettings()
     train: TrainSettings = TrainSettings()

@@ -24,7 +24,12 @@ class ExitCode(IntEnum):
 
 
 class DiffkitError(Exception):
-    """Something a user can mend: what is wrong, then (`hint`) the nearest right thing or the next command."""
+    """Something a user can mend: what is wrong, then (`hint`) the nearest right thing or the next command.
+
+    `silent`: of several processes, only the first speaks of it.
+    """
+
+    silent = False
 
     def __init__(self, message: str, hint: str = "", *, code: ExitCode = ExitCode.USAGE) -> None:
         super().__init__(message)

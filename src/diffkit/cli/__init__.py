@@ -83,23 +83,34 @@ def main() -> None:
     """Run the command line; errors become a few lines on standard error and an exit code."""
     # Like Ctrl-C, so that what is half done is cleaned up. (Training has its own way.)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from diffkit.cli.launch import report_exit
+
+    code = int(ExitCode.BUG)
     try:
         app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+        raise
     except DiffkitError as error:
+        code = int(error.code)
         _explain(error)
-        sys.exit(int(error.code))
+        sys.exit(code)
     except KeyboardInterrupt:
+        code = int(ExitCode.INTERRUPTED)
         print("Interrupted.", file=sys.stderr)
-        sys.exit(int(ExitCode.INTERRUPTED))
+        sys.exit(code)
     except Exception as error:
         _explain_bug(error)
-        sys.exit(int(ExitCode.BUG))
+        sys.exit(code)
+    finally:
+        report_exit(code)
 
 
 def _explain(error: DiffkitError) -> None:
     from diffkit.cli.console import err, plain
 
-    err.quiet = False
+    # What is wrong with the command, or with the data, the first of several processes says for all.
+    err.quiet = err.quiet and (error.code in {ExitCode.USAGE, ExitCode.DATA} or error.silent)
     if _debugging():
         err.print_exception()
     err.print("[bold red]Error:[/] " + plain(error.message), highlight=False)

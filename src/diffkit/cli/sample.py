@@ -166,7 +166,7 @@ def sample(
     indices = sorted(set(only)) if only else list(range(count or asked.count))
     name = model.resolve().parent.name if model.is_file() else model.resolve().name
     how = {"raw": raw, **({"guide": str(guide)} if guide else {})}
-    with joined() as world:
+    with joined(device) as world:
         target = out or unused(Path("samples") / name)
         require_vacant(target)
         world.wait()  # until all have found the same free place

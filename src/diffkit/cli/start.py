@@ -69,7 +69,7 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
 
     with ExitStack() as stack:
         stopper = stack.enter_context(Stopper())
-        world = stack.enter_context(joined())
+        world = stack.enter_context(joined(start.device))
         if not world.leads:
             world.wait()
         training, trackers = _opened(start, given, store, run, world, stack)
@@ -112,7 +112,7 @@ def _say_off(training: Training, images: int, seconds: float) -> None:
     from diffkit.compose.planning import planned_before
 
     planned = planned_before(training.settings, str(training.device))
-    if planned is None or seconds < JUDGED_SECONDS:
+    if planned is None or seconds < JUDGED_SECONDS or training.world.size > 1:
         return
     expected, found = planned.images / planned.seconds, images / seconds
     off = f"{found / expected - 1:+.0%}"
@@ -135,7 +135,9 @@ def _opened(
         run.check_free()
     training = prepare_training(given, store, run, start.device, world)
     trackers = Trackers(start.track, run, training.settings)
-    if not begun:
+    if begun:
+        run.rewind_metrics(training.state.images_seen)
+    else:
         stack.enter_context(run.locked())
         training.create()
     return training, trackers

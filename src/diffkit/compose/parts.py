@@ -73,12 +73,6 @@ def task_of(settings: Settings) -> Task | None:
     return None if settings.task is None else bound("task", settings)
 
 
-def near(settings: Settings) -> bool:
-    """Whether the model makes the difference from what its task shows."""
-    task = task_of(settings)
-    return task is not None and trait(task, "near")
-
-
 def trait(function: Callable[..., Any], name: str) -> bool:
     """Whether a part says this of itself, as an attribute of its function."""
     return bool(getattr(function.func if isinstance(function, partial) else function, name, False))
@@ -100,7 +94,7 @@ def denoiser_of(network: nn.Module, settings: Settings, device: torch.device, pr
     from diffkit.core.denoiser import Denoiser
     from diffkit.engine.devices import autocast
 
-    return Denoiser(network, bound("prediction", settings), autocast(device, precision), near(settings))
+    return Denoiser(network, bound("prediction", settings), autocast(device, precision), bool(settings.near))
 
 
 def trial_network(settings: Settings, spec: ImageSpec) -> tuple[nn.Module, tuple[Tensor, Tensor], dict[str, Tensor]]:

@@ -44,9 +44,11 @@ def plan(
 
     `images` is what the length would be if no time is given. Raises DiffkitError if the time is not enough for a step.
     """
+    import torch
+
     from diffkit.core.denoiser import squared_error
     from diffkit.engine.devices import memory_used
-    from diffkit.engine.train import Progress, train
+    from diffkit.engine.train import Reduced, train
 
     training = prepare_training(given, store, RunDir(Path(os.devnull)), device)
     batch = training.recipe.batch_size
@@ -59,10 +61,17 @@ def plan(
         training.recipe,
         weigh=training.weigh(),
     )
+    if training.device.type == "cuda":  # what the trials of layouts held does not count
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(training.device)
     times, begun = [time.perf_counter()], time.perf_counter()
     for event in steps:
-        if isinstance(event, Progress):
-            times.append(time.perf_counter())
+        if isinstance(event, Reduced):
+            training.notes.append(
+                f"The memory holds {event.micro_batch} images at once; the batch is made of such pieces."
+            )
+            continue
+        times.append(time.perf_counter())
         enough = len(times) > WARMUP_STEPS + LEAST_STEPS
         if enough and time.perf_counter() - begun > TRIAL_SECONDS:
             break

@@ -14,7 +14,6 @@ from diffkit.compose.parts import (
     chosen_parts,
     completed,
     find,
-    near,
     recorded,
     task_of,
     trait,
@@ -47,6 +46,7 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
     if not settings.train.init and (settings.preset or hasattr(find("backbones", backbone).function, "presets")):
         preset = settings.preset or _default_preset(store.count, device)
         backbone = backbone.over(_preset(backbone, preset, spec))
+    settings = settings.model_copy(update={"near": _is_near(settings, store)})
     scale = _sigma_data(settings, store) / store.sigma_data
     s_max = settings.noise.s_max or 80 * math.sqrt(spec.height * spec.width) / 32 * scale
     shift = settings.noise.shift if "shift" in settings.noise.model_fields_set else scale
@@ -78,7 +78,9 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
         )
     asked = validated(_merged(stored, given, training_spec(stored, store.spec)))
     micro = min(asked.train.micro_batch or 1, stored.train.batch_size or 1)
-    asked = asked.model_copy(update={"train": asked.train.model_copy(update={"micro_batch": stored.train.micro_batch})})
+    # How it is computed changes rounding only; layout and compilation stay as the run has found them.
+    same = {key: getattr(stored.train, key) for key in ("micro_batch", "compile", "channels_last")}
+    asked = asked.model_copy(update={"train": asked.train.model_copy(update=same)})
     different = _differences(to_tables(_with_parts(stored, store)), to_tables(_with_parts(asked, store)))
     if different:
         key, was, now = different[0]
@@ -140,7 +142,9 @@ def _image_channels(settings: Settings, stored: ImageSpec) -> int:
 
 def _with_parts(settings: Settings, store: Store) -> Settings:
     """Every part with all its options, names and types checked."""
-    context, parts = {"sigma_data": _sigma_data(settings, store)}, settings.parts
+    known = "sigma_data" in settings.prediction.options
+    context = {"sigma_data": settings.prediction.options["sigma_data"] if known else _sigma_data(settings, store)}
+    parts = settings.parts
     update: dict[str, Any] = {
         key: completed(PART_KINDS[key], choice, context, parts.get(key))[0]
         for key, choice in chosen_parts(settings).items()
@@ -155,18 +159,30 @@ def _with_parts(settings: Settings, store: Store) -> Settings:
     return settings.model_copy(update=update)
 
 
+def _is_near(settings: Settings, store: Store) -> bool:
+    """Whether the difference is learned: if the task shows nearly the image, and of the image itself, not of a pair."""
+    task = task_of(settings)
+    if settings.near is not None or task is None:
+        return bool(settings.near and task)
+    return trait(task, "near") and not store.spec.image_channels
+
+
 def _sigma_data(settings: Settings, store: Store) -> float:
     """The root mean square of what is denoised: the images or, for a task that shows nearly them, the difference."""
-    if not near(settings):
+    if not settings.near:
         return store.sigma_data
     import torch
 
     from diffkit.core.denoiser import Denoiser
     from diffkit.engine.batches import Batches
 
-    batch = Batches(store, training_spec(settings, store.spec), 0, False, 0.0, task_of(settings))
-    clean, condition, _ = batch.batch(0, min(store.count, SURVEYED)).to(torch.device("cpu"))
-    scale = float((clean - Denoiser.base(condition, clean.shape[1])).square().mean().sqrt())
+    images = Batches(store, training_spec(settings, store.spec), 0, False, 0.0, task_of(settings))
+    count, at_once = min(store.count, SURVEYED), max(1, 2**22 // (store.spec.height * store.spec.width))
+    squares = torch.zeros((), dtype=torch.float64)
+    for first in range(0, count, at_once):
+        clean, condition, positions = images.batch(first, min(at_once, count - first)).to(torch.device("cpu"))
+        squares += (clean - Denoiser.base(condition, clean.shape[1])).square().mean() * len(positions)
+    scale = float((squares / count).sqrt())
     if scale < LEAST_DIFFERENCE:
         raise DiffkitError(
             f"The task {settings.task} shows these images as they are: there is nothing left to learn.",
@@ -190,9 +206,8 @@ def _merged(stored: Settings, given: Mapping[str, Any], spec: ImageSpec) -> dict
         backbone = validated({"backbone": given.get("backbone", stored.backbone.name)}).backbone
         result["backbone"] = backbone.over(_preset(backbone, preset, spec)).over(stored.backbone).table()
     train = {**result["train"], "init": _init_text(result["train"].get("init", ""))}
-    for key in ("precision", "compile"):
-        if train.get(key) == "auto":
-            train[key] = getattr(stored.train, key)
+    if train.get("precision") == "auto":
+        train["precision"] = stored.train.precision
     # Where the data lie may change; what they are may not.
     return {**result, "train": train, "data": {**result["data"], "path": stored.data.path}}
 
@@ -238,7 +253,7 @@ def _inherited(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "backbone": tables["backbone"],
         "prediction": tables["prediction"],
-        **({"task": given.get("task", tables["task"])} if "task" in tables else {}),
+        **({"task": given.get("task", tables["task"]), "near": tables.get("near", False)} if "task" in tables else {}),
         "noise": {**tables["noise"], **given.get("noise", {})},
         "train": {**given["train"], "init": _init_text(init)},
     }

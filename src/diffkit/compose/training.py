@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from diffkit.core.weighing import Weigh
     from diffkit.engine.batches import Batches
     from diffkit.engine.session import Cadence, Event, Measured, Previewed
-    from diffkit.engine.speed import Way
+    from diffkit.engine.speed import Try, Way
     from diffkit.engine.store import Pixels, Store
     from diffkit.engine.train import Recipe, State
     from diffkit.engine.validate import Validated
@@ -68,9 +68,6 @@ class Training:
         from diffkit.engine.session import Chores, session
         from diffkit.engine.train import train
 
-        if self.world.leads:
-            self.run.rewind_metrics(self.state.images_seen)
-        self.world.wait()
         history = self.history()
         validate = self._validation(history, keep=reference is None) if cadence.validate_every else None
         steps = train(
@@ -121,7 +118,8 @@ class Training:
         from diffkit.engine.validate import Validation
 
         task = task_of(self.settings)
-        validation = Validation(self.store, self.spec, self.levels(), self.recipe.seed, task, self.world)
+        at_once = self.recipe.micro_batch
+        validation = Validation(self.store, self.spec, self.levels(), self.recipe.seed, task, self.world, at_once)
 
         def validate() -> Validated:
             found = validation(replace(self.denoiser, network=self.state.average), self.state.images_seen)
@@ -362,8 +360,9 @@ def prepare_training(
         notes += _initialise(network, Path(settings.train.init))
     network.to(device)
     settings = _with_precision(settings, network, spec, device)
-    settings, way, tried = _with_way(settings, network, spec, device, probe=not run.exists)
+    settings, way, tried = _with_way(settings, network, spec, device, probe=not run.exists, world=world)
     notes += tried
+    run_as = prepared(network, way)  # before the averages are copied from it, so that all have one layout
     recipe = _recipe(settings)
     state = State(network, recipe)
     if checkpoint is not None:
@@ -374,7 +373,7 @@ def prepare_training(
         spec=spec,
         store=store,
         state=state,
-        denoiser=denoiser_of(prepared(network, way), settings, device, settings.train.precision),
+        denoiser=denoiser_of(run_as, settings, device, settings.train.precision),
         recipe=recipe,
         device=device,
         notes=notes,
@@ -410,9 +409,11 @@ def _with_precision(settings: Settings, network: nn.Module, spec: ImageSpec, dev
 
 
 def _with_way(
-    settings: Settings, network: nn.Module, spec: ImageSpec, device: torch.device, *, probe: bool
+    settings: Settings, network: nn.Module, spec: ImageSpec, device: torch.device, *, probe: bool, world: World
 ) -> tuple[Settings, Way, list[str]]:
     """Layout and compilation: the fastest by trial for a new run, else as recorded. What fails is done without."""
+    import torch
+
     from diffkit.engine.devices import autocast
     from diffkit.engine.speed import ON_A_GPU, Way, choose_way
 
@@ -427,16 +428,25 @@ def _with_way(
             and train.channels_last in (None, way.channels_last)
         ]
         candidates = tuple(fitting) or candidates
-    if candidates != (Way(),):
-        (x, c_noise), condition = dummy_inputs(spec, train.micro_batch or 1, device)
-        context = autocast(device, train.precision)
+
+    def trial(images: int) -> Try:
+        (x, c_noise), condition = dummy_inputs(spec, images, device)
 
         def attempt(network: nn.Module) -> Tensor:
-            with context():
+            with autocast(device, train.precision)():
                 result: Tensor = network.train()(x, c_noise, **condition)
             return result
 
-        best, notes = choose_way(network, attempt, candidates)
+        return attempt
+
+    images = min(train.micro_batch or 1, -(-(train.batch_size or 1) // world.size))
+    while images and (len(candidates) > 1 or best.compiled):
+        try:
+            best, notes = choose_way(network, trial(images), candidates)
+            break
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            images //= 2  # as the training will
     update = {"compile": "on" if best.compiled else "off", "channels_last": best.channels_last}
     return settings.model_copy(update={"train": train.model_copy(update=update)}), best, notes
 

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from diffkit.errors import DiffkitError, ExitCode
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 PATIENCE = timedelta(hours=1)
+MESSAGE = 2**24  # numbers
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,21 @@ class World:
 
     def share(self, count: int) -> slice:
         """Which of `count` things are this process's: all of them together, none twice."""
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+        return slice(-(-count * self.rank // self.size), -(-count * (self.rank + 1) // self.size))
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its sum over the processes, in place; all of one type, in one message."""
+        """Each tensor becomes its sum over the processes, in place; all of one type, in messages of some size."""
         if self.size == 1:
             return
         import torch
         import torch.distributed as dist
 
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+        for some in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in some])
+            with _among_others():
+                dist.all_reduce(flat)
+            for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
         """Whether it is true of any process. Never waits for a GPU."""
@@ -58,7 +62,8 @@ class World:
         import torch.distributed as dist
 
         flags = torch.tensor([flag], dtype=torch.int32)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        with _among_others():
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags.item())
 
     def wait(self) -> None:
@@ -69,19 +74,46 @@ class World:
 ALONE = World()
 
 
+class OtherFailed(DiffkitError):
+    """Another process of this world has ended; it has said why."""
+
+    silent = True
+
+
 @contextmanager
-def joined() -> Iterator[World]:
-    """The world that torchrun has put this process into, or one of its own."""
+def _among_others() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise OtherFailed(f"Another process has ended ({error}).", code=ExitCode.MACHINE) from error
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """One after another, in lists of some megabytes: large messages, but no second copy of everything."""
+    some: list[Tensor] = []
+    for tensor in tensors:
+        some.append(tensor)
+        if sum(each.numel() for each in some) >= MESSAGE:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """The world that torchrun has put this process into, or one of its own. `device`: as on the command line."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     import torch
     import torch.distributed as dist
 
-    if torch.cuda.is_available():
+    gpus = device in {"auto", "cuda"} and torch.cuda.is_available()
+    if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # Messages between CPUs go over gloo whatever the device, so that a flag never waits for a GPU's queue.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:

@@ -46,12 +46,15 @@ def choose_way(network: nn.Module, attempt: Try, candidates: tuple[Way, ...]) ->
     """The fastest of the candidates at `attempt`, which runs a network forward; and notes on those that fail.
 
     Each is timed forward and backward. The first is left only for a gain of a twentieth. If all fail it is the first,
-    but not compiled: the training itself may say why.
+    but not compiled: the training itself may say why. Raises torch.OutOfMemoryError.
     """
     seconds, notes = {}, []
     for way in candidates:
         try:
             seconds[way] = _seconds(prepared(network, way), attempt)
+        except torch.OutOfMemoryError:
+            network.zero_grad(set_to_none=True)
+            raise
         except Exception as error:
             notes.append(f"Not {way}: {_first_line(error)}")
         network.zero_grad(set_to_none=True)

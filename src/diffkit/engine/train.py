@@ -24,6 +24,7 @@ from diffkit.errors import DiffkitError, ExitCode
 Objective = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
 Levels = Callable[[Tensor], Tensor]
 SHARES = 8
+WANT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,15 @@ class State:
         """Load a snapshot. Raises DiffkitError naming the first tensor that does not fit."""
         for prefix, module in self._modules().items():
             load_exactly(module, under(checkpoint.tensors, f"{prefix}."))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in under(checkpoint.tensors, "optimizer.").items():
             index, slot = name.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
+            parameter = parameters[int(index)]
+            # In the parameter's own layout: fused optimisers walk through both side by side.
+            fitting = value.shape == parameter.shape
+            kept = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if fitting else value
+            slots.setdefault(int(index), {})[slot] = kept.detach()
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.images_seen = checkpoint.images_seen
@@ -156,7 +162,8 @@ def train(
     device = next(state.network.parameters()).device
     report = _Report(device)
     loss_of = _Loss(state, denoiser, levels, objective, weigh, recipe)
-    micro_batch, share = recipe.micro_batch, world.share(recipe.batch_size)
+    share = world.share(recipe.batch_size)
+    micro_batch = min(recipe.micro_batch, -(-recipe.batch_size // world.size))
     with ThreadPoolExecutor(1) as reader:
         pinned = device.type == "cuda"
 
@@ -173,6 +180,8 @@ def train(
 
             lr = recipe.lr * min(1.0, first / max(recipe.warmup_images, 1))
             while world.any((found := _gradients(loss_of, batch, micro_batch)) is None):
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
                 if micro_batch == 1:
                     raise _out_of_memory(device)
                 micro_batch = max(1, micro_batch // 2)
@@ -236,10 +245,7 @@ def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, 
             raise
     else:
         return torch.stack(total).sum(), torch.stack(by_level).sum(0)
-    # Only here, where the error and all that it held of the failed pass are gone.
     state.optimizer.zero_grad(set_to_none=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return None
 
 
@@ -255,8 +261,8 @@ def _gradients_of(state: State) -> list[Tensor]:
 
 
 def _is_memory(error: RuntimeError) -> bool:
-    """On a CPU it comes as a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Elsewhere than in CUDA's own allocator it comes as a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WANT_OF_MEMORY)
 
 
 def _by_level(t: Tensor, errors: Tensor) -> Tensor:

@@ -87,10 +87,14 @@ class Validation:
         seed: int,
         task: Task | None = None,
         world: World = ALONE,
+        at_once: int = IMAGES,
     ) -> None:
-        """At most 64 images of each part, spread over it; levels at the middles of eight equal shares of training's."""
+        """At most 64 images of each part, spread over it; levels at the middles of eight equal shares of training's.
+
+        `at_once`: images per pass of the network.
+        """
         count = min(IMAGES, images.holdout_count, images.count)
-        self.spec, self.seed, self.task, self.world = spec, seed, task, world
+        self.spec, self.seed, self.task, self.world, self.at_once = spec, seed, task, world, at_once
         self.levels: Tensor = levels((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
         self.parts = {part: self._gather(images, part, count) for part in ("holdout", "train")}
 
@@ -131,7 +135,12 @@ class Validation:
         for number in range(len(self.levels))[self.world.share(len(self.levels))]:
             s = self.levels[number]
             noise = normal(self.seed, Purpose.VALIDATION, positions, clean.shape[1:], number)
-            losses[number] = squared_error(denoiser, clean, s.expand(len(clean)), noise, condition).mean()
+            errors = []
+            for start in range(0, len(clean), self.at_once):
+                some = slice(start, start + self.at_once)
+                shown = {name: tensor[some] for name, tensor in condition.items()}
+                errors.append(squared_error(denoiser, clean[some], s.expand(len(clean[some])), noise[some], shown))
+            losses[number] = torch.cat(errors).mean()
         self.world.add([losses])
         return tuple(losses.tolist())
 
