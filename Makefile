@@ -22,7 +22,6 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/grids.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/evaluate.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -46,6 +47,22 @@ def publish(mark: str, page: str, text: str) -> None:
     found, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", path.read_text(), flags=re.DOTALL)
     assert count == 1, f"{path} has no {begin}"
     path.write_text(found)
+
+
+def asked(**options: int | float) -> argparse.Namespace:
+    """The command line: --device, --size and --batch, which follow from the device, and `options` by their defaults."""
+    import torch
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--batch", type=int)
+    for name, default in options.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    found = parser.parse_args()
+    found.large = found.device.type == "cuda"
+    found.size, found.batch = found.size or (128 if found.large else 32), found.batch or (256 if found.large else 32)
+    return found
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -53,23 +53,15 @@ class Folder(Dataset[Tensor]):
         return changed
 
 
-class Cached(Dataset[Tensor]):
-    """The same, decoded once."""
-
-    def __init__(self, folder: Path, size: int) -> None:
-        plain = Folder(folder, size)
-        self.images = torch.stack([plain[index] for index in range(len(plain))])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, size: int, device: torch.device) -> Iterator[Tensor]:
-        images = self.images.to(device)
-        while True:
-            for indices in torch.randperm(len(images), device=device).split(size)[: len(images) // size]:
-                chosen = images[indices]
-                mirrored = torch.rand(len(chosen), 1, 1, 1, device=device) < 0.5
-                yield torch.where(mirrored, chosen.flip(-1), chosen)
+def cached(folder: Path, size: int, batch: int, device: torch.device) -> Iterator[Tensor]:
+    """Batches of the same, decoded once and kept on the device."""
+    plain = Folder(folder, size)
+    images = torch.stack([plain[index] for index in range(len(plain))]).to(device)
+    while True:
+        for indices in torch.randperm(len(images), device=device).split(batch)[: len(images) // batch]:
+            chosen = images[indices]
+            mirrored = torch.rand(len(chosen), 1, 1, 1, device=device) < 0.5
+            yield torch.where(mirrored, chosen.flip(-1), chosen)
 
 
 def repeated(loader: Any) -> Iterator[Tensor]:
@@ -116,7 +108,7 @@ def diffusers(
             network.to(memory_format=torch.channels_last)
             network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
         network, optimizer = accelerator.prepare(network, optimizer)
-        data = Cached(folder, size).batches(batch, device)
+        data = cached(folder, size, batch, device)
     else:
         loader = DataLoader(
             Folder(folder, size), batch, shuffle=True, num_workers=0 if leg == "stock" else workers, drop_last=True

@@ -9,13 +9,12 @@ told to. Writes results/sampling-DEVICE.json.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import publish, spread, write
+from common import asked, publish, spread, write
 from torch import nn
 from training import diffusers_network, finish
 
@@ -46,15 +45,8 @@ def with_diffkit(denoiser: Denoiser, size: int, batch: int, calls: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", type=int)
-    parser.add_argument("--calls", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
-    device = torch.device(asked.device)
-    large = device.type == "cuda"
-    size = asked.size or (128 if large else 32)
+    options = asked(calls=20, rounds=5)
+    device, size, calls, large = options.device, options.size, options.calls, options.large
 
     def network() -> nn.Module:
         return diffusers_network(size, large).to(device).eval()
@@ -64,17 +56,17 @@ def main() -> None:
         ours.to(memory_format=torch.channels_last)
     backbone = AsBackbone(ours, 250.0, lambda answer: answer.sample)
     contestants: dict[str, Callable[[int], None]] = {
-        "diffkit": lambda batch: with_diffkit(Denoiser(backbone, eps), size, batch, asked.calls),
-        "diffusers": lambda batch: with_diffusers(theirs, batch, asked.calls),
+        "diffkit": lambda batch: with_diffkit(Denoiser(backbone, eps), size, batch, calls),
+        "diffusers": lambda batch: with_diffusers(theirs, batch, calls),
     }
     if large:
         half, in_half = Denoiser(backbone, eps, autocast(device, "bfloat16")), network().to(torch.bfloat16)
-        contestants["diffkit, bfloat16"] = lambda batch: with_diffkit(half, size, batch, asked.calls)
-        contestants["diffusers, bfloat16"] = lambda batch: with_diffusers(in_half, batch, asked.calls)
+        contestants["diffkit, bfloat16"] = lambda batch: with_diffkit(half, size, batch, calls)
+        contestants["diffusers, bfloat16"] = lambda batch: with_diffusers(in_half, batch, calls)
     figures: dict[str, Any] = {}
-    for batch in (256 if large else 32, 1):
+    for batch in (options.batch, 1):
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for number in range(asked.rounds + 1):
+        for number in range(options.rounds + 1):
             for name, make in contestants.items():
                 finish(device)
                 start = time.perf_counter()
@@ -90,7 +82,7 @@ def main() -> None:
             }
             for name, values in seconds.items()
         }
-    results = {"size": size, "calls": asked.calls, "batches": figures}
+    results = {"size": size, "calls": calls, "batches": figures}
     write(f"sampling-{device.type}", results)
     publish(f"sampling-{device.type}.json", "benchmarks.md", table(results))
 

@@ -10,7 +10,6 @@ share of the peak, which is measured by a large product of matrices (a large con
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import publish, spread, write
+from common import asked, publish, spread, write
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -202,16 +201,8 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0)
-    asked = parser.parse_args()
-    device = torch.device(asked.device)
-    large = device.type == "cuda"
-    size, batch = asked.size or (128 if large else 32), asked.batch or (256 if large else 32)
+    options = asked(rounds=5, seconds=6.0)
+    device, size, batch, large = options.device, options.size, options.batch, options.large
 
     from diffkit.datasets.folder import folder as source
     from diffkit.engine.devices import choose_precision
@@ -235,7 +226,7 @@ def main() -> None:
         for name, makers in contestants(folder, data, size, batch, device, half).items():
             count = operations(networks[name], size)
             print(f"{name}: {count / 1e9:.2f} GFLOP forward, peak {best / 1e12:.2f} TFLOP/s, {half}")
-            found = compete(makers, asked.rounds, asked.seconds, batch, device)
+            found = compete(makers, options.rounds, options.seconds, batch, device)
             for each in found.values():
                 each["share_of_peak"] = round(each["images_per_second"]["median"] * 3 * count / best, 4)
             figures[name] = {"forward_flop": count, "trainers": found}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train on whole nodes under Slurm: sbatch --nodes 2 examples/slurm.sh DATA RUN [further options of diffkit train]
 # A minute and a half before the time is up Slurm sends SIGUSR1; the run saves, ends with 75, and is put in the queue again.
+# Written for Slurm's documentation, not yet tried on a cluster.
 #SBATCH --job-name=diffkit
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8

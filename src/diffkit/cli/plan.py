@@ -35,7 +35,7 @@ def plan(
 ) -> None:
     """Network, batch, learning rate, speed, memory and time of a training on this machine: some steps are tried.
 
-    Nothing is kept. The training, given the same options, says in the end how far the plan was off.
+    No run is begun. The training, given the same options, says in the end how far the plan was off.
     """
     from dataclasses import asdict
 
@@ -64,16 +64,14 @@ def plan(
 
 def _show(training: Training, planned: Planned, command: str) -> None:
     from diffkit.cli.console import bytes_text, clock, next_command, plain, say
+    from diffkit.cli.start import say_model
     from diffkit.engine.devices import describe
 
-    settings, train = training.settings, training.settings.train
-    parameters = sum(p.numel() for p in training.state.network.parameters())
+    train = training.settings.train
     say(f"[bold]{plain(str(training.store.path))}[/]: {training.store.count:,} images {training.spec}")
     way = "compiled" if train.compile == "on" else "not compiled"
     say(f"  on         {describe(training.device)}, {train.precision}, {way}")
-    say(f"  network    {plain(settings.backbone.name)}, {parameters / 1e6:.1f}M parameters")
-    say(f"             {plain(settings.backbone.text(' '))}")
-    say(f"  batch      {train.batch_size}, learning rate {train.lr:g}")
+    say_model(training)
     memory = "" if planned.memory is None else f", {bytes_text(planned.memory)} of memory"
     say(f"  speed      {planned.images_per_second:,.0f} images a second{memory}")
     say(f"  time       {clock(planned.seconds)} = {planned.images:,} images = {planned.epochs:,.4g} epochs")

@@ -214,7 +214,7 @@ def _introduce(training: Training, cadence: Cadence) -> None:
     from diffkit.cli.console import bytes_text, plain, say
     from diffkit.engine.devices import describe
 
-    settings, train = training.settings, training.settings.train
+    train = training.settings.train
     parameters = sum(p.numel() for p in training.state.network.parameters())
     length = f"{cadence.until_images:,} images" if cadence.until_images else "the time given"
     if cadence.until_images:
@@ -223,11 +223,7 @@ def _introduce(training: Training, cadence: Cadence) -> None:
     many = f" and {training.world.size - 1} more like it" if training.world.size > 1 else ""
     say(f"[bold]{plain(str(training.run.path))}[/] on {describe(training.device)}{many}, {train.precision}")
     say(f"  data       {training.store.count:,} images {training.spec}")
-    say(f"  backbone   {plain(settings.backbone.name)}, {parameters / 1e6:.1f}M parameters")
-    say(f"             {plain(settings.backbone.text(' '))}")
-    say(f"  scheduler  {plain(str(settings.scheduler))}   prediction  {plain(settings.prediction.name)}")
-    micro = f" in pieces of {train.micro_batch}" if train.micro_batch != train.batch_size else ""
-    say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}")
+    say_model(training)
     if train.ema_snapshots:
         disk = bytes_text(train.ema_snapshots * len(train.ema_lengths) * parameters * 4)
         say(f"  averages   {train.ema_snapshots} snapshots of {len(train.ema_lengths)}, at most {disk} on disk")
@@ -236,6 +232,19 @@ def _introduce(training: Training, cadence: Cadence) -> None:
         say(f"  going on from {training.state.images_seen:,} images")
     for note in training.notes:
         say(f"  [yellow]{plain(note)}[/]")
+
+
+def say_model(training: Training) -> None:
+    """Network, schedule and batch, a line each."""
+    from diffkit.cli.console import plain, say
+
+    settings, train = training.settings, training.settings.train
+    parameters = sum(p.numel() for p in training.state.network.parameters())
+    say(f"  backbone   {plain(settings.backbone.name)}, {parameters / 1e6:.1f}M parameters")
+    say(f"             {plain(settings.backbone.text(' '))}")
+    say(f"  scheduler  {plain(str(settings.scheduler))}   prediction  {plain(settings.prediction.name)}")
+    micro = f" in pieces of {train.micro_batch}" if train.micro_batch != train.batch_size else ""
+    say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}")
 
 
 def _record_session(training: Training, cadence: Cadence, track: list[str]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffkit.engine.store import Store
 
 WARMUP_STEPS, LEAST_STEPS, TRIAL_SECONDS = 2, 4, 8.0
-OVERHEAD = 0.9
+TRAINING_SHARE = 0.9
 """The share of the time that is training; the rest goes to looks at held-out images, sample grids and checkpoints."""
 PROBED = ("precision", "compile", "channels_last", "micro_batch")
 
@@ -76,7 +76,7 @@ def plan(
         if enough and time.perf_counter() - begun > TRIAL_SECONDS:
             break
     speed = (len(times) - 1 - WARMUP_STEPS) * batch / (times[-1] - times[WARMUP_STEPS])
-    total = images if seconds is None else int(OVERHEAD * seconds * speed) // batch * batch
+    total = images if seconds is None else int(TRAINING_SHARE * seconds * speed) // batch * batch
     if not total:
         raise DiffkitError(
             f"In that time it does not get through one batch of {batch} images ({batch / speed:.0f} s).",
@@ -86,7 +86,7 @@ def plan(
         images_per_second=round(speed, 2),
         memory=memory_used(training.device),
         images=total,
-        seconds=round(total / speed / OVERHEAD, 1) if seconds is None else seconds,
+        seconds=round(total / speed / TRAINING_SHARE, 1) if seconds is None else seconds,
         epochs=round(total / store.count, 2),
     )
     durable.write_json(_place(training.settings, str(training.device)), asdict(planned))

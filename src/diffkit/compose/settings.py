@@ -47,7 +47,8 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
         preset = settings.preset or _default_preset(store.count, device)
         backbone = backbone.over(_preset(backbone, preset, spec))
     settings = settings.model_copy(update={"near": _is_near(settings, store)})
-    scale = _sigma_data(settings, store) / store.sigma_data
+    sigma_data = _sigma_data(settings, store)
+    scale = sigma_data / store.sigma_data
     s_max = settings.noise.s_max or 80 * math.sqrt(spec.height * spec.width) / 32 * scale
     shift = settings.noise.shift if "shift" in settings.noise.model_fields_set else scale
     if settings.noise.s_min >= s_max:
@@ -60,7 +61,7 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
             "data": settings.data.model_copy(update={"fingerprint": store.fingerprint}),
         }
     )
-    settings = _with_parts(settings, store)
+    settings = _with_parts(settings, sigma_data)
     return _with_batch(settings.model_copy(update={"parts": recorded(settings)}), spec, store, device)
 
 
@@ -81,7 +82,9 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
     # How it is computed changes rounding only; layout and compilation stay as the run has found them.
     same = {key: getattr(stored.train, key) for key in ("micro_batch", "compile", "channels_last")}
     asked = asked.model_copy(update={"train": asked.train.model_copy(update=same)})
-    different = _differences(to_tables(_with_parts(stored, store)), to_tables(_with_parts(asked, store)))
+    known = stored.prediction.options.get("sigma_data")
+    sigma_data = _sigma_data(stored, store) if known is None else float(known)
+    different = _differences(to_tables(_with_parts(stored, sigma_data)), to_tables(_with_parts(asked, sigma_data)))
     if different:
         key, was, now = different[0]
         raise OtherSettings(
@@ -140,11 +143,9 @@ def _image_channels(settings: Settings, stored: ImageSpec) -> int:
     return int(made.shape[1])
 
 
-def _with_parts(settings: Settings, store: Store) -> Settings:
+def _with_parts(settings: Settings, sigma_data: float) -> Settings:
     """Every part with all its options, names and types checked."""
-    known = "sigma_data" in settings.prediction.options
-    context = {"sigma_data": settings.prediction.options["sigma_data"] if known else _sigma_data(settings, store)}
-    parts = settings.parts
+    context, parts = {"sigma_data": sigma_data}, settings.parts
     update: dict[str, Any] = {
         key: completed(PART_KINDS[key], choice, context, parts.get(key))[0]
         for key, choice in chosen_parts(settings).items()

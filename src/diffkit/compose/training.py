@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffkit.compose.machine import with_precision, with_way
 from diffkit.compose.model import Model, model_path
-from diffkit.compose.parts import bound, denoiser_of, dummy_inputs, levels, task_of
+from diffkit.compose.parts import bound, denoiser_of, levels, task_of
 from diffkit.compose.reference import run_through
 from diffkit.compose.settings import new_settings, resumed_settings, training_spec
 from diffkit.config import Settings, to_tables
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from diffkit.core.weighing import Weigh
     from diffkit.engine.batches import Batches
     from diffkit.engine.session import Cadence, Event, Measured, Previewed
-    from diffkit.engine.speed import Try, Way
     from diffkit.engine.store import Pixels, Store
     from diffkit.engine.train import Recipe, State
     from diffkit.engine.validate import Validated
@@ -359,8 +359,8 @@ def prepare_training(
     if settings.train.init and checkpoint is None:
         notes += _initialise(network, Path(settings.train.init))
     network.to(device)
-    settings = _with_precision(settings, network, spec, device)
-    settings, way, tried = _with_way(settings, network, spec, device, probe=not run.exists, world=world)
+    settings = with_precision(settings, network, spec, device)
+    settings, way, tried = with_way(settings, network, spec, device, probe=not run.exists, world=world)
     notes += tried
     run_as = prepared(network, way)  # before the averages are copied from it, so that all have one layout
     recipe = _recipe(settings)
@@ -395,60 +395,6 @@ def _initialise(network: nn.Module, path: Path) -> list[str]:
     network.load_state_dict(fitting, strict=False)
     fresh = [name for name in own if name not in fitting]
     return [f"Started from {path}; new, because they do not fit: {', '.join(fresh)}."] if fresh else []
-
-
-def _with_precision(settings: Settings, network: nn.Module, spec: ImageSpec, device: torch.device) -> Settings:
-    """The precision, by probe if it is still open; a run keeps the one it began with."""
-    from diffkit.engine.devices import choose_precision
-
-    most = max(4, 2**16 // (spec.height * spec.width))
-    (x, c_noise), condition = dummy_inputs(spec, min(most, settings.train.micro_batch or most), device)
-    precision = choose_precision(settings.train.precision, device, lambda: network(x, c_noise, **condition))
-    network.zero_grad(set_to_none=True)
-    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
-
-
-def _with_way(
-    settings: Settings, network: nn.Module, spec: ImageSpec, device: torch.device, *, probe: bool, world: World
-) -> tuple[Settings, Way, list[str]]:
-    """Layout and compilation: the fastest by trial for a new run, else as recorded. What fails is done without."""
-    import torch
-
-    from diffkit.engine.devices import autocast
-    from diffkit.engine.speed import ON_A_GPU, Way, choose_way
-
-    train = settings.train
-    best, notes = Way(bool(train.channels_last), train.compile == "on"), list[str]()
-    candidates: tuple[Way, ...] = (best,)
-    if probe and device.type == "cuda":
-        fitting = [
-            way
-            for way in ON_A_GPU
-            if train.compile in ("auto", "on" if way.compiled else "off")
-            and train.channels_last in (None, way.channels_last)
-        ]
-        candidates = tuple(fitting) or candidates
-
-    def trial(images: int) -> Try:
-        (x, c_noise), condition = dummy_inputs(spec, images, device)
-
-        def attempt(network: nn.Module) -> Tensor:
-            with autocast(device, train.precision)():
-                result: Tensor = network.train()(x, c_noise, **condition)
-            return result
-
-        return attempt
-
-    images = min(train.micro_batch or 1, -(-(train.batch_size or 1) // world.size))
-    while images and (len(candidates) > 1 or best.compiled):
-        try:
-            best, notes = choose_way(network, trial(images), candidates)
-            break
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            images //= 2  # as the training will
-    update = {"compile": "on" if best.compiled else "off", "channels_last": best.channels_last}
-    return settings.model_copy(update={"train": train.model_copy(update=update)}), best, notes
 
 
 def _recipe(settings: Settings) -> Recipe:

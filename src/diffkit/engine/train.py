@@ -95,6 +95,10 @@ class State:
             fused=device in {"cpu", "cuda"},
         )
 
+    def trained(self) -> list[Tensor]:
+        """The parameters that the optimiser changes, in its order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def checkpoint(self) -> Checkpoint:
         """A snapshot. Raises DiffkitError if a weight is not finite: no such state ever reaches the disk."""
         tensors: dict[str, Tensor] = {}
@@ -113,7 +117,7 @@ class State:
         """Load a snapshot. Raises DiffkitError naming the first tensor that does not fit."""
         for prefix, module in self._modules().items():
             load_exactly(module, under(checkpoint.tensors, f"{prefix}."))
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parameters = self.trained()
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in under(checkpoint.tensors, "optimizer.").items():
             index, slot = name.split(".", 1)
@@ -252,11 +256,10 @@ def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, 
 def _gradients_of(state: State) -> list[Tensor]:
     """The gradient of every trained parameter: zeros where it had no part in the loss."""
     found = []
-    for group in state.optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            found.append(parameter.grad)
+    for parameter in state.trained():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        found.append(parameter.grad)
     return found
 
 
