@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -83,6 +84,27 @@ def test_one_then_two_then_one_process_train_like_one_and_sample_the_same(datase
     for record in records:
         pictures = [np.asarray(Image.open(tmp_path / name / record["file"])).astype(int) for name in "ab"]
         assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_two_processes_evaluate_like_one(
+    dataset: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (run, "-n", 24, "--steps", 2, "--json", "--device", "cpu")
+    found = []
+    for name, evaluate in (("one", run_diffkit), ("two", run_two)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))  # so that both look at the real images, too
+        done = evaluate("evaluate", *options, "-o", tmp_path / f"{name}-figures")
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    one, two = found
+    assert two["samples"] == 24 and len(two["closest"]) == len(one["closest"])
+    for mine, other in zip(one["metrics"], two["metrics"], strict=True):
+        assert mine["name"] == other["name"]
+        assert other["value"] == pytest.approx(mine["value"], rel=1e-3, abs=1e-4)
+    folders = [tmp_path / f"{name}/diffkit/features" for name in ("one", "two")]
+    assert {path.name for path in folders[0].iterdir()} == {path.name for path in folders[1].iterdir()}
+    for path in folders[0].iterdir():
+        np.testing.assert_allclose(np.load(folders[1] / path.name), np.load(path), rtol=1e-3, atol=1e-4)
 
 
 def test_what_cannot_be_shared_is_refused(dataset: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY, call_diffkit
+from diffkit.engine.rangetest import HIGHEST, LOWEST, SAFETY, suggested
 from diffkit.errors import ExitCode
 
 OPTIONS = (*TINY[:2], "--device", "cpu", "--precision", "float32", "--batch-size", "8")
@@ -59,3 +60,35 @@ def test_too_little_time_is_refused(dataset: Path, tmp_path: Path) -> None:
     done = call_diffkit("plan", dataset, "--time", "0.001s", *OPTIONS)
     assert done.returncode == ExitCode.USAGE
     assert "does not get through one batch of 8 images" in done.stderr
+
+
+def test_the_range_test_finds_a_learning_rate_and_the_command_has_it(dataset: Path) -> None:
+    done = call_diffkit("plan", dataset, "--lr-test", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "range test" in line)
+    lr = float(line.split("learning rate of ")[1].split()[0])
+    assert LOWEST / SAFETY <= lr <= HIGHEST / SAFETY
+    assert f"--lr {lr}" in done.stderr
+
+
+def test_a_rate_well_below_where_the_loss_breaks_away_is_suggested() -> None:
+    rates = [1e-4 * 10 ** (number / 4) for number in range(13)]
+    falling = [1.0 / (1 + number) for number in range(13)]
+    assert suggested(list(zip(rates, falling, strict=True))) == pytest.approx(rates[-1] / SAFETY, rel=0.05)
+    broken = [*falling[:9], 0.3, 0.5, 1.2, 4.0]  # 1/9 was the lowest
+    assert suggested(list(zip(rates, broken, strict=True))) == pytest.approx(rates[9] / SAFETY, rel=0.05)
+    bump = [1.0, 0.5, 0.9, *falling[3:]]  # one bad batch is no break
+    assert suggested(list(zip(rates, bump, strict=True))) == pytest.approx(rates[-1] / SAFETY, rel=0.05)
+
+
+def test_the_batch_size_may_be_left_to_diffkit_by_its_name(dataset: Path) -> None:
+    options = (*TINY[:2], "--device", "cpu", "--precision", "float32", "--json")
+    found = [
+        json.loads(call_diffkit("plan", dataset, *options, *more).stdout)["batch_size"]
+        for more in ((), ("--batch-size", "auto"), ("--batch-size", "7"))
+    ]
+    assert found[0] == found[1] and found[2] == 7
+    for command in ("plan", "train"):
+        for text in ("0", "-3", "lots", "4.5"):
+            done = call_diffkit(command, dataset, f"--batch-size={text}")
+            assert done.returncode == ExitCode.USAGE and "at least 1, or auto" in done.stderr, done.stderr

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 import diffkit
 from conftest import TINY, call_diffkit
+from diffkit.backbones.unet import unet
 from diffkit.config import read_toml
-from diffkit.engine.speed import ON_A_GPU, Way, choose_way
+from diffkit.engine.graphs import Graphed
+from diffkit.engine.speed import ON_A_GPU, Way, choose_way, precast
+from diffkit.interfaces import ImageSpec
 
 
 class Slow(nn.Module):
@@ -90,3 +93,45 @@ def test_a_compiled_training_resumes_and_its_model_needs_no_compiler(dataset: Pa
     assert read_toml(run / "config.toml")["train"]["compile"] == "on"
     one, other = (diffkit.load(path, device="cpu").sample(4, steps=3) for path in (run, tmp_path / "plain"))
     assert abs(one.astype(int) - other).max() <= 2
+
+
+def test_weights_changed_once_give_the_same_images_as_autocast_at_every_call() -> None:
+    spec = ImageSpec(3, 16, 16, ("a", "b"))
+    torch.manual_seed(0)
+    network = unet(spec, width=16, multipliers=(1, 2), blocks=1, attention=8).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.add_(torch.randn_like(parameter) / 10)
+    x, c_noise, label = torch.randn(2, 3, 16, 16), torch.zeros(2), torch.eye(2)
+
+    def call() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            answer: Tensor = network(x, c_noise, label=label)
+        return answer
+
+    before = call()
+    precast(network, call, "cpu", torch.bfloat16)
+    assert torch.equal(call(), before) and call().dtype == torch.float32
+    types = {name: parameter.dtype for name, parameter in network.named_parameters()}
+    assert types["encoder.0.blocks.0.conv1.weight"] == torch.bfloat16
+    assert types["stem.weight"] == types["head.2.weight"] == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("half", [False, True])
+def test_a_replayed_call_answers_as_the_network_does(half: bool) -> None:
+    network = unet(ImageSpec(3, 32, 32), width=32, multipliers=(1, 2)).cuda().eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.add_(torch.randn_like(parameter) / 10)
+    graphed = Graphed(network)
+    for batch in (1, 3, 1):
+        x, c_noise = torch.randn(batch, 3, 32, 32, device="cuda"), torch.randn(batch, device="cuda")
+        with torch.autocast("cuda", torch.bfloat16, enabled=half), torch.inference_mode():
+            torch.testing.assert_close(graphed(x, c_noise), network(x, c_noise), rtol=0.02, atol=0.02)
+    assert len(graphed._graphs) == 2 and None not in graphed._graphs.values()
+
+
+def test_elsewhere_a_graphed_network_is_the_network() -> None:
+    network = unet(ImageSpec(3, 16, 16), width=16, multipliers=(1, 2)).eval()
+    x, c_noise = torch.randn(2, 3, 16, 16), torch.zeros(2)
+    with torch.inference_mode():
+        assert torch.equal(Graphed(network)(x, c_noise), network(x, c_noise))

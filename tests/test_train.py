@@ -21,6 +21,8 @@ from diffkit.core.schedules import cosine, over_range
 from diffkit.durable import read_lines
 from diffkit.engine.batches import Batches
 from diffkit.engine.checkpoint import latest_checkpoint, save_checkpoint
+from diffkit.engine.resident import budget as resident_budget
+from diffkit.engine.resident import resident
 from diffkit.engine.train import Progress, Recipe, Reduced, State, train
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import ImageSpec
@@ -97,6 +99,9 @@ class Memory:
     def gather(self, indices: np.ndarray, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
         return self.pixels[indices], self.classes[indices]
 
+    def column(self, kind: str, indices: np.ndarray, part: str = "train") -> np.ndarray | None:
+        return {"images": self.pixels, "labels": self.classes}[kind][indices]
+
 
 SPEC = ImageSpec(1, 8, 8, ("a", "b"))
 
@@ -170,12 +175,13 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_its_own_exit_code() ->
     assert caught.value.code == ExitCode.NON_FINITE
 
 
-def test_a_state_that_is_not_finite_never_becomes_a_checkpoint() -> None:
+def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path: Path) -> None:
     state, _ = trained(recipe(), 8)
     with torch.no_grad():
         next(iter(state.network.parameters())).fill_(float("nan"))
     with pytest.raises(DiffkitError, match="no longer finite"):
-        state.checkpoint()
+        save_checkpoint(tmp_path, state.checkpoint())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -244,6 +250,25 @@ def test_batches_do_not_depend_on_where_they_begin() -> None:
     assert torch.equal(whole.stored, torch.cat([piece.stored for piece in pieces]))
     assert whole.label is not None
     assert torch.equal(whole.label, torch.cat([piece.label for piece in pieces if piece.label is not None]))
+
+
+@pytest.mark.parametrize(("side", "flip"), [(8, False), (8, True), (12, False), (12, True)])
+def test_a_set_kept_on_the_device_gives_the_same_batches(side: int, flip: bool) -> None:
+    memory = Memory(count=40, side=side)
+    kept = resident(memory, ["images"], torch.device("cpu"), 40 * side * side)
+    assert kept["images"].dtype == torch.uint8 and np.array_equal(kept["images"].numpy(), memory.pixels)
+    read = Batches(memory, SPEC, 3, flip, 0.5).batch(24, 90)
+    memory.pixels = np.zeros_like(memory.pixels)
+    found = Batches(memory, SPEC, 3, flip, 0.5, resident=kept).batch(24, 90)
+    assert torch.equal(found.stored, read.stored) and found.stored.is_contiguous()
+    assert found.label is not None and read.label is not None and torch.equal(found.label, read.label)
+
+
+def test_a_set_is_kept_on_the_device_only_if_it_fits() -> None:
+    memory = Memory(count=40, side=8)
+    assert resident(memory, ["images"], torch.device("cpu"), 40 * 64 - 1) == {}
+    assert resident(memory, ["images"], torch.device("cpu"), None) == {}
+    assert resident_budget(torch.device("cpu")) is None
 
 
 # --------------------------------------------------------------------------------------------------- checkpoints

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from diffkit.backbones.presets import PRESETS, unet_preset
-from diffkit.backbones.unet import Attention, Block, unet
+from diffkit.backbones.presets import PRESETS, classic_preset, unet_preset
+from diffkit.backbones.unet import Attention, Block, unet, unet_classic
 from diffkit.engine.anatomy import anatomy
 from diffkit.engine.devices import activation_bytes, autocast
 from diffkit.errors import DiffkitError
@@ -19,9 +20,55 @@ from diffkit.testing import check_backbone
 SMALL = {"width": 16, "multipliers": (1, 2), "blocks": 1}
 
 
-@pytest.mark.parametrize("options", [SMALL, {**SMALL, "patch": 2, "attention": 4}, {**SMALL, "attention": 0}])
+LEAN = {**SMALL, "resample": "plain", "skips": "add"}
+OPTIONS = [
+    SMALL,
+    {**SMALL, "patch": 2, "attention": 4},
+    LEAN,
+    {**SMALL, "skips": "add"},
+    {**SMALL, "resample": "plain"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_unet_keeps_the_contract(options: dict[str, object]) -> None:
     check_backbone(unet, **options)
+
+
+def test_models_of_before_the_lean_presets_are_what_they_were() -> None:
+    """Their recorded options, without those that came later: the figures are those of the network of then."""
+    for backbone in (unet, unet_classic):
+        network = backbone(
+            ImageSpec(3, 32, 32, ("a", "b")), width=32, multipliers=(1, 2, 2), blocks=1, attention=16, patch=2
+        )
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 20)
+        assert sum(p.numel() for p in network.parameters()) == 1_307_180
+        x = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+        y = network.eval()(x, torch.tensor([0.3]), label=torch.tensor([[1.0, 0.0]])).detach().double()
+        assert float(y.sum()) == pytest.approx(37.0440, rel=1e-4)
+        assert float(y.square().sum()) == pytest.approx(14.25709, rel=1e-4)
+
+
+def test_every_level_of_the_encoder_reaches_the_output_through_its_skip() -> None:
+    """With the bottleneck cut off, the image still comes through; what the skips carry is not lost when it is added."""
+    spec, x = ImageSpec(3, 16, 16), torch.randn(2, 3, 16, 16)
+    for skips in ("concat", "add"):
+        network = randomised(unet(spec, **{**LEAN, "multipliers": (1, 2, 2), "skips": skips}))
+        inputs: list[torch.Tensor] = []
+
+        def note(_module: nn.Module, _inputs: object, result: torch.Tensor, kept: Any = inputs) -> None:
+            result.retain_grad()
+            kept.append(result)
+
+        for stage in network.encoder:
+            stage.register_forward_hook(note)
+        network.bottleneck.register_forward_hook(lambda _m, _i, result: result.detach() * 0)
+        network(x, torch.zeros(2)).square().sum().backward()
+        assert len(inputs) == 3
+        assert all(each.grad is not None and float(each.grad.abs().max()) > 0 for each in inputs)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (17, 23), (16, 40), (96, 128)])
@@ -127,12 +174,13 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 @pytest.mark.parametrize("side", [8, 16, 32, 64, 96, 128, 256, 512])
-def test_presets_grow_and_fit_every_size(side: int) -> None:
+@pytest.mark.parametrize(("backbone", "preset"), [(unet, unet_preset), (unet_classic, classic_preset)])
+def test_presets_grow_and_fit_every_size(side: int, backbone: Any, preset: Any) -> None:
     spec = ImageSpec(3, side, side)
     sizes = []
     for name in PRESETS:
         with torch.device("meta"):
-            network = unet(spec, **unet_preset(name, spec))
+            network = backbone(spec, **preset(name, spec))
         assert network(torch.zeros(1, 3, side, side, device="meta"), torch.zeros(1, device="meta")).shape[2] == side
         sizes.append(sum(p.numel() for p in network.parameters()))
     assert sizes == sorted(sizes)
@@ -172,4 +220,9 @@ def test_a_training_step_lowers_the_error() -> None:
 
 def test_the_presets_are_found_through_the_function() -> None:
     assert unet.presets is unet_preset  # type: ignore[attr-defined]
+    assert unet_classic.presets is classic_preset  # type: ignore[attr-defined]
+    spec = ImageSpec(3, 32, 32)
+    for preset in (unet_preset, classic_preset):
+        with pytest.raises(DiffkitError, match="No preset 'tiyn'"):
+            preset("tiyn", spec)
     assert partial(unet, **SMALL)(ImageSpec(1, 8, 8)) is not None

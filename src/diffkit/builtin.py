@@ -45,7 +45,7 @@ def tasks() -> dict[str, str]:
 
 @hookimpl
 def backbones() -> dict[str, str]:
-    return {"unet": "diffkit.backbones.unet:unet"}
+    return {"unet": "diffkit.backbones.unet:unet", "unet-classic": "diffkit.backbones.unet:unet_classic"}
 
 
 @hookimpl

@@ -73,13 +73,14 @@ def sync_file(file: BinaryIO) -> None:
     sync(file.fileno())
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Replace `path` by `data`: afterwards either the old or the new content is there, whole."""
+def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
+    """Replace `path` by these bytes: afterwards either the old or the new content is there, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path):
         try:
             with temporary.open("wb") as file:
-                write(file, data)
+                for piece in pieces:
+                    write(file, piece)
                 sync_file(file)
             rename(temporary, path)
             sync_folder(path.parent)

@@ -9,18 +9,20 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffkit.backbones.presets import unet_preset
+from diffkit.backbones.presets import classic_preset, unet_preset
 from diffkit.errors import DiffkitError
 from diffkit.interfaces import ImageSpec
 
 HEAD = 64
+Resample: TypeAlias = Literal["conv", "plain"]
+Skips: TypeAlias = Literal["concat", "add"]
 
 
 class UNet(nn.Module):
@@ -37,6 +39,8 @@ class UNet(nn.Module):
         patch: int,
         dropout: float,
         checkpoint: int,
+        resample: Resample,
+        skips: Skips,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -51,27 +55,32 @@ class UNet(nn.Module):
         inputs = spec.channels + (spec.image_channels + 1 if spec.image_channels else 0)
         self.stem = nn.Conv2d(inputs * patch**2, channels[0], 3, padding=1)
 
-        def block(inputs: int, outputs: int, attend: bool) -> nn.Module:
-            return Block(inputs, outputs, embedding, dropout, attend)
+        def block(inputs: int, outputs: int, attend: bool, skip: int = 0) -> nn.Module:
+            return Block(inputs, outputs, embedding, dropout, attend, skip, skips)
 
-        current, skips = channels[0], [channels[0]]
+        current, kept = channels[0], [channels[0]]
         self.encoder = nn.ModuleList()
         for out, attend in zip(channels, attends, strict=True):
-            shrink = nn.Conv2d(current, out, 3, stride=2, padding=1) if len(self.encoder) else None
-            first = out if shrink else current
-            stage = [block(first if number == 0 else out, out, attend) for number in range(blocks)]
+            shrink: nn.Module | None = None
+            if len(self.encoder) and resample == "conv":
+                shrink = nn.Conv2d(current, out, 3, stride=2, padding=1)
+                current = out
+            elif len(self.encoder):
+                shrink = nn.AvgPool2d(2)
+            kept += [current] if shrink else []
+            stage = [block(out if number else current, out, attend) for number in range(blocks)]
             self.encoder.append(Encoder(shrink, stage, recompute=len(self.encoder) < checkpoint))
-            skips += [out] * (blocks + (shrink is not None))
+            kept += [out] * blocks
             current = out
 
         self.bottleneck = Encoder(None, [block(current, current, attends[-1]), block(current, current, False)])
 
         self.decoder = nn.ModuleList()
         for out, attend in zip(reversed(channels), reversed(attends), strict=True):
-            stage = [block((out if n else current) + skips.pop(), out, attend) for n in range(blocks + 1)]
+            stage = [block(out if number else current, out, attend, kept.pop()) for number in range(blocks + 1)]
             level = len(channels) - 1 - len(self.decoder)
-            grow = nn.Conv2d(out, out, 3, padding=1) if level else None
-            self.decoder.append(Decoder(stage, grow, recompute=level < checkpoint))
+            grow = nn.Conv2d(out, out, 3, padding=1) if level and resample == "conv" else nn.Identity()
+            self.decoder.append(Decoder(stage, grow if level else None, recompute=level < checkpoint))
             current = out
 
         self.head = nn.Sequential(norm(current), nn.SiLU(), nn.Conv2d(current, spec.channels * patch**2, 3, padding=1))
@@ -146,10 +155,17 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block of two convolutions, then attention; the embedding scales and shifts the second normalisation."""
+    """Residual block of two convolutions, then attention; the embedding scales and shifts the second normalisation.
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attend: bool) -> None:
+    `skip`: channels of what comes from the encoder, put beside x, or by a 1x1 convolution added to it; 0 = nothing.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, dropout: float, attend: bool, skip: int, skips: Skips
+    ) -> None:
         super().__init__()
+        self.join = nn.Conv2d(skip, inputs, 1) if skip and skips == "add" else None
+        inputs += skip if skips == "concat" else 0
         self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * outputs)
         self.norm2, self.conv2 = norm(outputs), zero_(nn.Conv2d(outputs, outputs, 3, padding=1))
@@ -158,8 +174,9 @@ class Block(nn.Module):
         self.attention = Attention(outputs) if attend else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
-        """`skip` from the encoder is put beside x."""
-        x = x if skip is None else torch.cat([x, skip], dim=1)
+        """`skip`: what comes from the encoder."""
+        if skip is not None:
+            x = torch.cat([x, skip], dim=1) if self.join is None else x + self.join(skip)
         scale, shift = self.modulation(embedding)[..., None, None].chunk(2, dim=1)
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = F.silu(self.norm2(hidden) * (1 + scale) + shift)
@@ -245,15 +262,19 @@ def unet(
     patch: int = 1,
     dropout: float = 0.0,
     checkpoint: int = 0,
+    resample: Resample = "conv",
+    skips: Skips = "concat",
 ) -> nn.Module:
-    """The U-Net of DDPM and ADM.
+    """The U-Net of DDPM and ADM; its presets are of a leaner kind, which gets further in the same time.
 
     width: channels of the first stage; multipliers: of `width`, one for each resolution, each half the one before;
     blocks: residual blocks per resolution in the encoder (one more in the decoder); attention: self-attention where
     the longer side is at most this many positions (0 = nowhere); patch: the stem folds patch x patch pixels into
     channels, which makes every layer patch^2 cheaper; dropout: share of activations dropped inside the blocks;
     checkpoint: at so many resolutions, from the highest, activations are computed again in the backward pass instead of
-    kept (Chen et al. 2016): less memory, the same result, up to a third more time.
+    kept (Chen et al. 2016): less memory, the same result, up to a third more time; resample: between resolutions by
+    convolutions ("conv") or by mean and repetition alone ("plain"; Karras et al. 2024, appendix B); skips: what comes
+    from the encoder is put beside the decoder's channels ("concat"), or a 1x1 convolution of it added to them ("add").
     """
     if width < 4 or blocks < 1 or patch < 1 or not multipliers or min(multipliers) < 1 or checkpoint < 0:
         raise DiffkitError(
@@ -272,7 +293,37 @@ def unet(
         patch=patch,
         dropout=dropout,
         checkpoint=checkpoint,
+        resample=resample,
+        skips=skips,
+    )
+
+
+def unet_classic(
+    spec: ImageSpec,
+    *,
+    width: int = 64,
+    multipliers: tuple[int, ...] = (1, 2, 2),
+    blocks: int = 2,
+    attention: int = 16,
+    patch: int = 1,
+    dropout: float = 0.0,
+    checkpoint: int = 0,
+) -> nn.Module:
+    """The U-Net of DDPM and ADM as published, presets included: full resolution, convolutions in between.
+
+    Options: see `unet`.
+    """
+    return unet(
+        spec,
+        width=width,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention=attention,
+        patch=patch,
+        dropout=dropout,
+        checkpoint=checkpoint,
     )
 
 
 unet.presets = unet_preset  # type: ignore[attr-defined]
+unet_classic.presets = classic_preset  # type: ignore[attr-defined]

@@ -126,6 +126,15 @@ def duration(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in pieces)
 
 
+def count_or_auto(option: str, text: str) -> int | None:
+    """ "64" -> 64, "auto" -> None. Raises DiffkitError for anything else."""
+    if text.strip().lower() == "auto":
+        return None
+    if not text.strip().isdigit() or not int(text):
+        raise DiffkitError(f"{option} cannot be '{text}'.", "Give a number, at least 1, or auto.")
+    return int(text)
+
+
 def clock(seconds: float) -> str:
     """3725 -> "1h02m"; 65 -> "1m05s"."""
     whole = round(seconds)

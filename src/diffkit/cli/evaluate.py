@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffkit.cli.options import MEASURE, PART, Against, AsJson, Data, Device, Extractor, Precision, Seed
+from diffkit.cli.options import MEASURE, PART, Against, AsJson, Data, Device, Extractor, Gpus, Precision, Seed
 
 if TYPE_CHECKING:
     from diffkit.compose.evaluation import Evaluation
+    from diffkit.compose.model import Model
+    from diffkit.compose.reference import Reference
+    from diffkit.measure.images import ImageSet
 
 HOW = "How a model samples"
 
@@ -41,6 +44,7 @@ def evaluate(
     seed: Seed = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Weights without averaging.", rich_help_panel=HOW)] = False,
     device: Device = "auto",
+    gpus: Gpus = 1,
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -49,35 +53,38 @@ def evaluate(
     Frechet distance, KID, precision, recall, density and coverage, beside what real images get among themselves.
     A run's figures are also kept in its folder.
     """
+    from dataclasses import replace
+
     from diffkit.cli.console import chosen_among, drawn, print_json, require_vacant
+    from diffkit.cli.launch import launch, launched
     from diffkit.compose import load_model
-    from diffkit.compose.evaluation import SAMPLES, is_model, use_as_data
     from diffkit.compose.evaluation import evaluate as measured
+    from diffkit.compose.evaluation import is_model, use_as_data
     from diffkit.compose.reference import AGAINST, Reference
-    from diffkit.compose.sampled import sampled
     from diffkit.engine.devices import choose_device
+    from diffkit.engine.distributed import joined
     from diffkit.measure.images import open_images
     from diffkit.rundir import RunDir
 
     chosen_among("--against", against, AGAINST)
-    if out is not None:
-        require_vacant(out)
-    how: dict[str, Any] = {}
-    if is_model(target):
-        model = load_model(target, device=device, precision=precision, raw=raw)
-        plan = model.plan(sampler=sampler, scheduler=scheduler, steps=steps, guidance=guidance, seed=seed)
-        reference = Reference.of(model, target, data, extractor)
-        reference.check_part(against)
-        reference.check_fits(model)
-        wanted = count or min(SAMPLES, max(reference.train.count, 100))
-        made = drawn(sampled(model, plan, wanted, reference.labels(against)))
-        images = made.images
-        how = {**plan.names, "guidance": plan.guidance.scale, "seed": seed, "raw": raw, "model": model.sha256}
-        how |= {"images_seen": model.images_seen, "network_calls": made.calls, "seconds": round(made.seconds, 3)}
-    else:
-        reference = Reference(_named(data), extractor, choose_device(device))
-        images, _ = open_images(target)
-    result = drawn(measured(reference, images, against, per_class=per_class))
+    if gpus > 1 and not launched():
+        launch(gpus, device)
+    with joined(device) as world:
+        if out is not None:
+            require_vacant(out)
+        world.wait()  # until all have seen that it is vacant
+        choices = {"sampler": sampler, "scheduler": scheduler, "steps": steps, "guidance": guidance, "seed": seed}
+        if is_model(target):
+            loaded = load_model(target, device=device, precision=precision, raw=raw)
+            model = replace(loaded, world=world)
+            reference, images, how = _of_model(model, target, data, extractor, against, count, choices)
+            how["raw"] = raw
+        else:
+            reference = Reference(_named(data), extractor, choose_device(device), world=world)
+            images, how = open_images(target)[0], {}
+        result = drawn(measured(reference, images, against, per_class=per_class))
+    if not world.leads:
+        return
     if downstream:
         result.downstream = drawn(use_as_data(reference, images))
     run = RunDir(target) if target.is_dir() and RunDir(target).exists else None
@@ -86,6 +93,32 @@ def evaluate(
         print_json({**how, **result.to_dict()})
     else:
         _show(result, picture)
+
+
+def _of_model(
+    model: Model,
+    path: Path,
+    data: Path | None,
+    extractor: str,
+    against: str,
+    count: int | None,
+    choices: dict[str, Any],
+) -> tuple[Reference, ImageSet, dict[str, Any]]:
+    """The real images, those that the model makes, and how it made them."""
+    from diffkit.cli.console import drawn
+    from diffkit.compose.evaluation import SAMPLES
+    from diffkit.compose.reference import Reference
+    from diffkit.compose.sampled import sampled
+
+    plan = model.plan(**choices)
+    reference = Reference.of(model, path, data, extractor)
+    reference.check_part(against)
+    reference.check_fits(model)
+    wanted = count or min(SAMPLES, max(reference.train.count, 100))
+    made = drawn(sampled(model, plan, wanted, reference.labels(against)))
+    how = {**plan.names, "guidance": plan.guidance.scale, "seed": plan.seed, "model": model.sha256}
+    how |= {"images_seen": model.images_seen, "network_calls": made.calls, "seconds": round(made.seconds, 3)}
+    return reference, made.images, how
 
 
 def _named(data: Path | None) -> Path:

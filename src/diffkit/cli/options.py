@@ -23,6 +23,9 @@ Count = Annotated[int, typer.Option("-n", "--count", min=20, help="Samples for e
 Seed = Annotated[int, typer.Option(min=0, help="Image i depends on the seed and on i.", rich_help_panel=MEASURE)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)]
+BatchSize = Annotated[
+    str, typer.Option(metavar="N|auto", help="Images per step; auto: by data and memory.", rich_help_panel="Model")
+]
 Gpus = Annotated[
     int, typer.Option(metavar="N", min=1, help="Share the work among N GPUs of this machine.", rich_help_panel=MACHINE)
 ]

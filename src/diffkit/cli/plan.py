@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffkit.cli.options import MACHINE, PART, AsJson, Device
+from diffkit.cli.options import MACHINE, PART, AsJson, BatchSize, Device
 
 if TYPE_CHECKING:
     from diffkit.compose import Training
@@ -24,7 +24,10 @@ def plan(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Size of the network: tiny, small, base, large.")] = None,
     backbone: Annotated[str | None, typer.Option(metavar=PART, help="Network.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: BatchSize = "auto",
+    lr_test: Annotated[
+        bool, typer.Option("--lr-test", help="Also look for a learning rate, by a short training at rising rates.")
+    ] = False,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in TOML; options override it.")] = None,
@@ -39,24 +42,29 @@ def plan(
     """
     from dataclasses import asdict
 
-    from diffkit.cli.console import duration, print_json
+    from diffkit.cli.console import count_or_auto, duration, print_json
     from diffkit.cli.start import default_images
     from diffkit.cli.train import given_settings
     from diffkit.compose.planning import plan as make_plan
     from diffkit.engine.store import Store
 
-    chosen = {"preset": preset, "train.batch_size": batch_size, "train.precision": precision}
+    batch = count_or_auto("--batch-size", batch_size)
+    chosen = {"preset": preset, "train.batch_size": batch, "train.precision": precision}
     given = given_settings(data, config, {"backbone": backbone}, chosen, settings or [])
     store = Store.open(data)
     seconds = duration(time) if time else None
-    training, planned = make_plan(given, store, device, seconds=seconds, images=default_images(store.count))
+    training, planned = make_plan(
+        given, store, device, seconds=seconds, images=default_images(store.count), lr_test=lr_test
+    )
     if as_json:
         train = training.settings.train
-        how = {"batch_size": train.batch_size, "lr": train.lr, "precision": train.precision, "compile": train.compile}
-        print_json({**asdict(planned), **how, "device": str(training.device)})
+        names = ("batch_size", "lr", "precision", "compile", "ema_half_life")
+        how = {name: getattr(train, name) for name in names} | {"device": str(training.device)}
+        print_json({**asdict(planned), **how, **({"lr": planned.lr} if planned.lr else {})})
         return
-    words: dict[str, object] = {"--time": time, "--preset": preset, "--backbone": backbone, "--batch-size": batch_size}
+    words: dict[str, object] = {"--time": time, "--preset": preset, "--backbone": backbone, "--batch-size": batch}
     words |= {"--precision": precision, "--config": config, "--device": None if device == "auto" else device}
+    words |= {"--lr": planned.lr}
     options = [part for key, value in words.items() if value is not None for part in (key, str(value))]
     options += [part for each in settings or [] for part in ("--set", each)]
     _show(training, planned, shlex.join(["diffkit", "train", str(data), *options]))
@@ -65,6 +73,7 @@ def plan(
 def _show(training: Training, planned: Planned, command: str) -> None:
     from diffkit.cli.console import bytes_text, clock, next_command, plain, say
     from diffkit.cli.start import say_model
+    from diffkit.core.ema import WARM_UP
     from diffkit.engine.devices import describe
 
     train = training.settings.train
@@ -72,6 +81,10 @@ def _show(training: Training, planned: Planned, command: str) -> None:
     way = "compiled" if train.compile == "on" else "not compiled"
     say(f"  on         {describe(training.device)}, {train.precision}, {way}")
     say_model(training)
+    if planned.lr is not None:
+        say(f"  range test a learning rate of {planned.lr:g} is a fifth of where the loss breaks away")
+    longest = min(train.ema_half_life, WARM_UP * planned.images)
+    say(f"  average    of the weights, at the end with a half-life of {longest:,.0f} images")
     memory = "" if planned.memory is None else f", {bytes_text(planned.memory)} of memory"
     say(f"  speed      {planned.images_per_second:,.0f} images a second{memory}")
     say(f"  time       {clock(planned.seconds)} = {planned.images:,} images = {planned.epochs:,.4g} epochs")

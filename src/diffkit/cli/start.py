@@ -108,15 +108,21 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
 
 def _say_off(training: Training, images: int, seconds: float) -> None:
     """How far `diffkit plan` was off, if it was asked and there was enough to judge it by."""
-    from diffkit.cli.console import say
+    from diffkit.cli.console import bytes_text, say
     from diffkit.compose.planning import planned_before
+    from diffkit.engine.devices import memory_used
 
     planned = planned_before(training.settings, str(training.device))
     if planned is None or seconds < JUDGED_SECONDS or training.world.size > 1:
         return
     expected, found = planned.images / planned.seconds, images / seconds
     off = f"{found / expected - 1:+.0%}"
-    say(f"Planned: {expected:,.0f} images a second, all included. It was {found:,.0f} ({off}).")
+    held = memory_used(training.device)
+    memory = ""
+    if planned.memory and held:
+        off_memory = f"{held / planned.memory - 1:+.0%}"
+        memory = f" Memory: {bytes_text(planned.memory)} planned, {bytes_text(held)} held ({off_memory})."
+    say(f"Planned: {expected:,.0f} images a second, all included. It was {found:,.0f} ({off}).{memory}")
 
 
 def _opened(
@@ -222,7 +228,8 @@ def _introduce(training: Training, cadence: Cadence) -> None:
         length += f" = {cadence.until_images / training.store.count:.4g} epochs"
     many = f" and {training.world.size - 1} more like it" if training.world.size > 1 else ""
     say(f"[bold]{plain(str(training.run.path))}[/] on {describe(training.device)}{many}, {train.precision}")
-    say(f"  data       {training.store.count:,} images {training.spec}")
+    where = f", all of them on {training.device}" if training.resident else ""
+    say(f"  data       {training.store.count:,} images {training.spec}{where}")
     say_model(training)
     if train.ema_snapshots:
         disk = bytes_text(train.ema_snapshots * len(train.ema_lengths) * parameters * 4)

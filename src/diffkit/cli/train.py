@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffkit.cli.options import MACHINE, PART, Device, Gpus
+from diffkit.cli.options import MACHINE, PART, BatchSize, Device, Gpus
 
 if TYPE_CHECKING:
     from diffkit.engine.store import Store
@@ -79,7 +79,7 @@ def train(
         bool | None,
         typer.Option("--flip/--no-flip", help="Mirror half of the images; off for text.", rich_help_panel=DATA),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, rich_help_panel=MODEL)] = None,
+    batch_size: BatchSize = "auto",
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Images per pass; gradients add up.", rich_help_panel=MACHINE)
     ] = None,
@@ -105,7 +105,7 @@ def train(
 
     Ctrl-C saves and stops. Without --steps, --epochs or --time it trains for a length that suits the data.
     """
-    from diffkit.cli.console import duration
+    from diffkit.cli.console import count_or_auto, duration
     from diffkit.cli.launch import launch, launched
     from diffkit.cli.start import Start, begin, check_wishes
     from diffkit.engine.store import Store
@@ -122,7 +122,7 @@ def train(
         "task.factor": factor,
         "data.size": _size(size),
         "data.flip": flip,
-        "train.batch_size": batch_size,
+        "train.batch_size": count_or_auto("--batch-size", batch_size),
         "train.micro_batch": micro_batch,
         "train.lr": lr,
         "train.ema_snapshots": ema_snapshots,

@@ -68,6 +68,8 @@ def evaluate(
 ) -> Generator[Working, None, Evaluation]:
     """Measure made images against real ones, yielding progress; returns the Evaluation.
 
+    Of several processes, all look at images; the figures are in the leading one's Evaluation only.
+
     Raises DiffkitError for images of another size or mode, too few images, or labels that do not match.
     """
     from diffkit.measure.images import check_shapes
@@ -79,11 +81,14 @@ def evaluate(
     yield from reference.look()
     real = reference.features(against)
     found = yield from reference.look_at(images)
+    pixels = yield from reference.pixels_of(images)
     result = Evaluation(
         extractor=str(reference.choice),
         reference={"path": str(reference.path), "part": against, "images": len(real)},
         samples=images.count,
     )
+    if not reference.world.leads:
+        return result
     for number, estimate in enumerate(scores(real, found, reference.names)):
         if estimate is None:
             yield Working("Intervals", number, 20)
@@ -93,8 +98,7 @@ def evaluate(
     result.floor = floor(real, len(found), reference.names)
     if per_class:
         result.classes = _by_class(reference, against, real, images, found, result.notes)
-    views = yield from reference.look_for_copies(images, found)
-    _look_for_copies(reference, images, views, result)
+    _look_for_copies(reference, images, reference.nearest(found, pixels), result)
     return result
 
 

@@ -68,3 +68,22 @@ def with_way(
             images //= 2  # as the training will
     update = {"compile": "on" if best.compiled else "off", "channels_last": best.channels_last}
     return settings.model_copy(update={"train": train.model_copy(update=update)}), best, notes
+
+
+def for_sampling(network: nn.Module, spec: ImageSpec, device: torch.device, precision: str) -> nn.Module:
+    """The network as it samples on this device: weights changed to the precision once, small batches as one graph."""
+    import torch
+
+    from diffkit.engine.devices import autocast
+    from diffkit.engine.graphs import Graphed
+    from diffkit.engine.speed import precast
+
+    if precision == "bfloat16":
+        (x, c_noise), condition = dummy_inputs(spec, 1, device)
+
+        def call() -> None:
+            with autocast(device, precision)():
+                network(x, c_noise, **condition)
+
+        precast(network, call, device.type, torch.bfloat16)
+    return Graphed(network) if device.type == "cuda" else network

@@ -28,21 +28,32 @@ PROBED = ("precision", "compile", "channels_last", "micro_batch")
 
 @dataclass(frozen=True)
 class Planned:
-    """images_per_second of the training itself, memory in bytes (None if unknown), and what a budget gives."""
+    """images_per_second of the training itself, memory in bytes (None if unknown), and what a budget gives.
+
+    `lr`: what the range test suggests, if it was asked for.
+    """
 
     images_per_second: float
     memory: int | None
     images: int
     seconds: float
     epochs: float
+    lr: float | None = None
 
 
 def plan(
-    given: Mapping[str, Any], store: Store, device: str, *, seconds: float | None, images: int | None
+    given: Mapping[str, Any],
+    store: Store,
+    device: str,
+    *,
+    seconds: float | None,
+    images: int | None,
+    lr_test: bool = False,
 ) -> tuple[Training, Planned]:
     """Train a few steps on the device, in memory only. With `seconds`, how many images that is; else how long it takes.
 
-    `images` is what the length would be if no time is given. Raises DiffkitError if the time is not enough for a step.
+    `images` is what the length would be if no time is given; with `lr_test` a learning rate is looked for, too. Raises
+    DiffkitError if the time is not enough for a step.
     """
     import torch
 
@@ -88,9 +99,20 @@ def plan(
         images=total,
         seconds=round(total / speed / TRAINING_SHARE, 1) if seconds is None else seconds,
         epochs=round(total / store.count, 2),
+        lr=_learning_rate(training) if lr_test else None,
     )
     durable.write_json(_place(training.settings, str(training.device)), asdict(planned))
     return training, planned
+
+
+def _learning_rate(training: Training) -> float:
+    """By the range test, on the few steps that the training has made."""
+    from diffkit.engine.rangetest import range_test, suggested
+
+    work = range_test(
+        training.state, training.denoiser, training.batches(), training.levels(), training.recipe, training.weigh()
+    )
+    return suggested(list(work))
 
 
 def planned_before(settings: Settings, device: str) -> Planned | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from diffkit.compose.model import Model
 from diffkit.compose.parts import completed
 from diffkit.config import PartChoice
+from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode
 
 if TYPE_CHECKING:
@@ -58,14 +59,21 @@ def run_through(work: Generator[Working, None, Result]) -> Result:
 class Reference:
     """Real images, looked at through one extractor: what made images are measured against, as often as one likes."""
 
-    def __init__(self, data: Path, extractor: str, device: torch.device, crop: tuple[int, int] | None = None) -> None:
-        """`crop`: for a model that was trained on crops of larger prepared images.
+    def __init__(
+        self,
+        data: Path,
+        extractor: str,
+        device: torch.device,
+        crop: tuple[int, int] | None = None,
+        world: World = ALONE,
+    ) -> None:
+        """`crop`: for a model that was trained on crops of larger prepared images; `world`: who shares the looking.
 
         Raises DiffkitError for an unknown extractor or missing weights, and for images that cannot be read.
         """
         from diffkit.measure.images import open_images
 
-        self.device = device
+        self.device, self.world = device, world
         self.choice, build = completed("extractors", PartChoice.model_validate(extractor))
         self.network: nn.Module = build().to(device)
         self.names = _names(self.network, self.choice.name)
@@ -78,7 +86,7 @@ class Reference:
     def of(cls, model: Model, run: Path, data: Path | None, extractor: str) -> Reference:
         """For the images of a model: the data given, or its own. Raises DiffkitError if they cannot be compared."""
         crop = (model.spec.height, model.spec.width) if model.settings.data.size else None
-        return cls(data or own_data(model, run), extractor, model.device, crop)
+        return cls(data or own_data(model, run), extractor, model.device, crop, model.world)
 
     def look(self) -> Generator[Working, None, None]:
         """Compute what is seen of all real images, or take it from the cache."""
@@ -137,11 +145,16 @@ class Reference:
         """Returns the features of other images."""
         return (yield from self._look("Made images", images, self.network))
 
-    def look_for_copies(self, images: ImageSet, found: Tensor) -> Generator[Working, None, list[View]]:
-        """Returns the nearest training images of other images, by features (`found`) and by pixels."""
-        from diffkit.measure.copying import Pixels, View, mirrored, neighbours
+    def pixels_of(self, images: ImageSet) -> Generator[Working, None, Tensor]:
+        """Returns other images as they are compared pixel by pixel."""
+        from diffkit.measure.copying import Pixels
 
-        pixels = yield from self._look("Made images", images, Pixels())
+        return (yield from self._look("Made images", images, Pixels()))
+
+    def nearest(self, found: Tensor, pixels: Tensor) -> list[View]:
+        """The nearest training images of other images, by features (`found`) and by pixels."""
+        from diffkit.measure.copying import View, mirrored, neighbours
+
         train = self._pixels["train"]
         views = []
         for made, held_out, versions in (
@@ -163,7 +176,7 @@ class Reference:
         """What this network sees of the images; `kept_as`: the name under which that is cached."""
         from diffkit.measure.features import features
 
-        work = features(images, network, self.device, kept_as)
+        work = features(images, network, self.device, kept_as, self.world)
         return (yield from told(work, lambda done: Working(what, done, images.count)))
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from diffkit.measure.images import ImageSet
 
 
+ADDED = 512  # images in a message
+
+
 @dataclass(frozen=True)
 class Sampled:
     """New images, the network calls that each took, and the seconds that all took."""
@@ -31,11 +34,12 @@ class Sampled:
 def sampled(
     model: Model, plan: Plan, count: int, labels: Sequence[str | None] | None
 ) -> Generator[Working, None, Sampled]:
-    """Make `count` images, kept in a file that vanishes; yields progress.
+    """Make `count` images, kept in a file that vanishes; yields progress. The model's world shares the work.
 
     `labels`: the classes of real images, in whose proportions the samples' classes are taken.
     """
     import numpy as np
+    import torch
 
     from diffkit.measure.images import made
 
@@ -45,10 +49,13 @@ def sampled(
     with tempfile.TemporaryFile() as file:
         pixels = np.memmap(file, np.uint8, "w+", shape=(count, spec.height, spec.width, spec.channels))
     calls, begun = 0, time.perf_counter()
-    for batch in model.generate(plan, range(count), wishes):
+    own = range(count)[model.world.share(count)]
+    for batch in model.generate(plan, own, wishes):
         pixels[batch.indices] = batch.pixels
         calls = batch.calls
-        yield Working("Sampling", batch.indices[-1] + 1, count)
+        yield Working("Sampling", min(count, (batch.indices[-1] + 1 - own.start) * model.world.size), count)
+    if model.world.size > 1:
+        model.world.add([torch.from_numpy(pixels[start : start + ADDED]) for start in range(0, count, ADDED)])
     return Sampled(made(pixels, classes, "the samples"), calls, time.perf_counter() - begun)
 
 

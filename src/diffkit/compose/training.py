@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from diffkit.core.denoiser import Denoiser
     from diffkit.core.weighing import Weigh
     from diffkit.engine.batches import Batches
+    from diffkit.engine.saver import Saver
     from diffkit.engine.session import Cadence, Event, Measured, Previewed
     from diffkit.engine.store import Pixels, Store
     from diffkit.engine.train import Recipe, State
@@ -49,6 +52,13 @@ class Training:
     device: torch.device
     notes: list[str] = field(default_factory=list)
     world: World = ALONE
+
+    @cached_property
+    def saver(self) -> Saver:
+        """Writes checkpoints beside the training."""
+        from diffkit.engine.saver import Saver
+
+        return Saver()
 
     def start(
         self,
@@ -92,7 +102,11 @@ class Training:
             should_stop=should_stop,
             agreed=self.world.any,
         )
+        begun = False
         for event in session(self.state, steps, cadence, chores):
+            if self.world.leads and not begun:
+                self.saver.reserve(self.state.checkpoint())
+                begun = True
             if self.world.leads and (record := _record(event, self.run)):
                 self.run.add_metrics(record)
             yield event
@@ -176,14 +190,23 @@ class Training:
         """Begin the run on disk; the caller holds its lock."""
         self.run.create(self.settings)
 
-    def save(self) -> None:
-        """A checkpoint, then the model."""
-        from diffkit.engine.checkpoint import save_checkpoint
+    def save(self) -> Future[None]:
+        """Begin to write a checkpoint, then the model, of the state as it is now."""
+        from diffkit.engine.checkpoint import Checkpoint, save_checkpoint
+        from diffkit.engine.modelfile import write_tensors
+        from diffkit.engine.train import under
 
-        checkpoint = self.state.checkpoint()
-        if self.world.leads:
+        if not self.world.leads:
+            nothing = Future[None]()
+            nothing.set_result(None)
+            return nothing
+        header = self.header()
+
+        def write(checkpoint: Checkpoint) -> None:
             save_checkpoint(self.run.checkpoints, checkpoint)
-        self._write_model(self.run.model)
+            write_tensors(self.run.model, under(checkpoint.tensors, "average."), header)
+
+        return self.saver.begin(self.state.checkpoint(), write)
 
     def _write_model(self, path: Path) -> None:
         from diffkit.engine.modelfile import write_tensors
@@ -214,7 +237,7 @@ class Training:
         except DiffkitError:
             current = False
         if not current and self.state.images_seen:
-            self.save()
+            self.save().result()
 
     def header(self) -> dict[str, Any]:
         """What `model.safetensors` says of itself."""
@@ -285,12 +308,21 @@ class Training:
     def levels(self) -> Callable[[Tensor], Tensor]:
         return levels(bound("scheduler", self.settings), self.settings, self.settings.noise.shift)
 
+    @cached_property
+    def resident(self) -> dict[str, Tensor]:
+        """The training images that the device keeps, by kind: all of them, if they fit."""
+        from diffkit.engine.resident import budget, resident
+
+        kinds = ("images",) if self.settings.task is None else ("images", "inputs")
+        return resident(self.store, kinds, self.device, budget(self.device))
+
     def batches(self) -> Batches:
         from diffkit.engine.batches import Batches
 
         data = self.settings.data
         task = task_of(self.settings)
-        return Batches(self.store, self.spec, self.recipe.seed, data.flip, data.label_dropout, task)
+        rest = (data.flip, data.label_dropout, task, self.resident)
+        return Batches(self.store, self.spec, self.recipe.seed, *rest)
 
     def weigh(self) -> Weigh | None:
         from diffkit.core.schedules import density

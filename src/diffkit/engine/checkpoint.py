@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from diffkit import durable
@@ -19,14 +20,21 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that training needs to go on: tensors by name, and the images seen."""
+    """All that training needs to go on: tensors by name, and the images seen. `trained`: names of those that training
+    changes and that have to be finite (a backbone's buffers may hold infinities on purpose)."""
 
     tensors: dict[str, Tensor]
     images_seen: int
+    trained: frozenset[str] = frozenset()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> Path:
-    """Write `folder/images-N`, read it back, then delete all but the newest `keep`."""
+    """Write `folder/images-N`, read it back, then delete all but the newest `keep`.
+
+    Raises DiffkitError if a weight is not finite: no such state ever reaches the disk.
+    """
+    if not all(bool(torch.isfinite(checkpoint.tensors[name]).all()) for name in checkpoint.trained):
+        raise non_finite(checkpoint.images_seen)
     target = folder / f"images-{checkpoint.images_seen:012d}"
     if not _usable(target):
         shutil.rmtree(target, ignore_errors=True)
@@ -66,6 +74,16 @@ def set_aside(damaged: Iterable[Path]) -> None:
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         durable.rename(path, aside)
+
+
+def non_finite(images_seen: int) -> DiffkitError:
+    """The loss or a weight is NaN or infinite."""
+    return DiffkitError(
+        f"Training diverged: the loss or a weight is no longer finite (after {images_seen:,} images).",
+        "The last checkpoint is sound. Start again from it with a smaller learning rate: "
+        "diffkit train DATA -o NEW --init RUN --lr X.",
+        code=ExitCode.NON_FINITE,
+    )
 
 
 def _usable(path: Path) -> bool:

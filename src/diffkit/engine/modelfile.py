@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from diffkit import durable
@@ -17,6 +16,18 @@ from diffkit.errors import DiffkitError, ExitCode
 
 KEY = "diffkit"
 VERSION = 1
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def tensors_hash(tensors: dict[str, Tensor]) -> str:
@@ -25,16 +36,31 @@ def tensors_hash(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(_content(tensor))
     return digest.hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write atomically, with a checksum of the tensors in the header."""
+    """Write atomically, with a checksum of the tensors in the header.
+
+    The layout is that of safetensors.torch.save. Its bytes go to the file piece by piece, from where they are, in calls
+    that release Python's lock: this may run in a thread beside the training.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**header, "version": VERSION, "sha256": tensors_hash(plain)}, ensure_ascii=False)
-    # One key only: safetensors writes several in random order, and the same model should be the same bytes.
-    durable.write_bytes(path, save(plain, metadata={KEY: text}))
+    index: dict[str, Any] = {"__metadata__": {KEY: text}}
+    names, end = sorted(plain, key=lambda name: (-plain[name].element_size(), name)), 0
+    for name in names:
+        begin, end = end, end + plain[name].nbytes
+        shape = list(plain[name].shape)
+        index[name] = {"dtype": TYPES[plain[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+    head = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    durable.write_bytes(path, len(head).to_bytes(8, "little"), head, *(_content(plain[name]) for name in names))
+
+
+def _content(tensor: Tensor) -> memoryview:
+    return tensor.flatten().view(torch.uint8).numpy().data
 
 
 def read_model_header(path: Path) -> dict[str, Any]:

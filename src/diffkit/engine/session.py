@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -16,7 +17,8 @@ Reason: TypeAlias = Literal["done", "time", "stopped", "memorizing", "plateau"]
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint and the model have been written; `seconds` is how long training stood still for it."""
+    """A checkpoint and the model have been written, as they were at `images_seen`; `seconds` is how long training
+    stood still for it."""
 
     images_seen: int
     seconds: float
@@ -70,10 +72,11 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Chores:
-    """What a session does beside training. `validate`: None without held-out images; `measure`: beside each preview,
-    None if that is not wanted; `over`: a rule wants to stop; `agreed`: whether this is so in any process."""
+    """What a session does beside training. `save`: begin to write the state as it is now; `validate`: None without
+    held-out images; `measure`: beside each preview, None if that is not wanted; `over`: a rule wants to stop; `agreed`:
+    whether this is so in any process."""
 
-    save: Callable[[], None]
+    save: Callable[[], Future[None]]
     preview: Callable[[], Previewed]
     validate: Callable[[], Validated] | None
     snapshot: Callable[[], None]
@@ -86,8 +89,10 @@ class Chores:
 def session(state: State, steps: Iterator[Progress | Reduced], cadence: Cadence, chores: Chores) -> Iterator[Event]:
     """Run `steps` (from `train`), yielding its progress and what is done along the way.
 
-    The state is saved at the end, whatever ended it, except an error: then the last checkpoint stands.
+    The state is saved now and then, written while training goes on, and at the end, whatever ended it, except an
+    error: then the last checkpoint stands.
     """
+    saving: _Saving | None = None
     begun = saved = time.monotonic()
     before = saved_at = state.images_seen
     reason: Reason = "done"
@@ -95,6 +100,9 @@ def session(state: State, steps: Iterator[Progress | Reduced], cadence: Cadence,
         yield progress
         if isinstance(progress, Reduced):
             continue
+        if saving is not None and saving.written.done():
+            yield saving.saved()
+            saving = None
         now = progress.images_seen
         last = cadence.until_images is not None and now >= cadence.until_images
         stopped = chores.agreed(chores.should_stop())
@@ -112,11 +120,13 @@ def session(state: State, steps: Iterator[Progress | Reduced], cadence: Cadence,
         if stopped or (late and not last):
             reason = "stopped" if stopped else "time"
             break
-        if not last and time.monotonic() - saved >= cadence.save_seconds:
-            yield _save(state, chores.save)
+        if saving is None and not last and time.monotonic() - saved >= cadence.save_seconds:
+            saving = _save(state, chores.save)
             saved, saved_at = time.monotonic(), state.images_seen
+    if saving is not None:
+        yield saving.saved()
     if saved_at != state.images_seen:
-        yield _save(state, chores.save)
+        yield _save(state, chores.save).saved()
     if reason != "stopped" and cadence.snapshot_every:
         chores.snapshot()
     if reason != "stopped" and cadence.preview_every:
@@ -130,10 +140,25 @@ def _show(chores: Chores) -> Iterator[Event]:
         yield chores.measure()
 
 
-def _save(state: State, save: Callable[[], None]) -> Saved:
+@dataclass(frozen=True)
+class _Saving:
+    """A state on its way to the disk."""
+
+    images_seen: int
+    seconds: float
+    written: Future[None]
+
+    def saved(self) -> Saved:
+        """Once it is there. Raises what kept it from being written."""
+        start = time.perf_counter()
+        self.written.result()
+        return Saved(self.images_seen, self.seconds + time.perf_counter() - start)
+
+
+def _save(state: State, save: Callable[[], Future[None]]) -> _Saving:
     start = time.perf_counter()
-    save()
-    return Saved(state.images_seen, time.perf_counter() - start)
+    written = save()
+    return _Saving(state.images_seen, time.perf_counter() - start, written)
 
 
 def _crossed(before: int, now: int, every: int) -> bool:

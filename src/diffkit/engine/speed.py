@@ -64,6 +64,27 @@ def choose_way(network: nn.Module, attempt: Try, candidates: tuple[Way, ...]) ->
     return best, notes
 
 
+def precast(network: nn.Module, call: Callable[[], object], device: str, dtype: torch.dtype) -> None:
+    """Change the weights that autocast would change to `dtype` at every call once and for all; for sampling.
+
+    `call` runs the network forward under autocast. What it runs without, as first and last layers of a U-Net, stays.
+    """
+    inside: set[nn.Module] = set()
+    outside: set[nn.Module] = set()
+
+    def note(module: nn.Module, _: object) -> None:
+        (inside if torch.is_autocast_enabled(device) else outside).add(module)
+
+    layers = [each for each in network.modules() if type(each) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    with torch.inference_mode():
+        call()
+    for hook in hooks:
+        hook.remove()
+    for layer in inside - outside:
+        layer.to(dtype)
+
+
 def _seconds(network: nn.Module, attempt: Try) -> float:
     """The median of three runs, after two that warm up and compile."""
     times = []

@@ -17,7 +17,7 @@ from diffkit.core.ema import ema_decay, gamma_of, power_decay, update_ema
 from diffkit.core.random import Purpose, derived_seed, golden, normal
 from diffkit.core.weighing import Uncertainty, Weigh
 from diffkit.engine.batches import Batch, Batches
-from diffkit.engine.checkpoint import Checkpoint
+from diffkit.engine.checkpoint import Checkpoint, non_finite
 from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode
 
@@ -100,18 +100,17 @@ class State:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def checkpoint(self) -> Checkpoint:
-        """A snapshot. Raises DiffkitError if a weight is not finite: no such state ever reaches the disk."""
+        """What is saved of it as it is now: the very tensors, which training goes on to change."""
         tensors: dict[str, Tensor] = {}
+        trained = set()
         for prefix, module in self._modules().items():
             tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+            trained |= {f"{prefix}.{name}" for name, _ in module.named_parameters()}
         for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-        # Parameters and what the optimiser keeps of them; a backbone's buffers may hold infinities on purpose.
-        trained: list[Tensor] = [parameter for module in self._modules().values() for parameter in module.parameters()]
-        trained += [value for name, value in tensors.items() if name.startswith("optimizer.")]
-        if not all(bool(torch.isfinite(value).all()) for value in trained):
-            raise non_finite(self.images_seen)
-        return Checkpoint(tensors, self.images_seen)
+            own = {f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+            tensors |= own
+            trained |= own.keys()
+        return Checkpoint(tensors, self.images_seen, frozenset(trained))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load a snapshot. Raises DiffkitError naming the first tensor that does not fit."""
@@ -339,16 +338,6 @@ def load_exactly(module: nn.Module, tensors: dict[str, Tensor]) -> None:
                 code=ExitCode.MODEL,
             )
     module.load_state_dict(tensors)
-
-
-def non_finite(images_seen: int) -> DiffkitError:
-    """The loss or a weight is NaN or infinite."""
-    return DiffkitError(
-        f"Training diverged: the loss or a weight is no longer finite (after {images_seen:,} images).",
-        "The last checkpoint is sound. Start again from it with a smaller learning rate: "
-        "diffkit train DATA -o NEW --init RUN --lr X.",
-        code=ExitCode.NON_FINITE,
-    )
 
 
 def _out_of_memory(device: torch.device) -> DiffkitError:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffkit import durable
+from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError
 from diffkit.measure.images import ImageSet
 
@@ -21,28 +22,32 @@ VERSION = 1
 
 
 def features(
-    images: ImageSet, extractor: nn.Module, device: torch.device, name: str = ""
+    images: ImageSet, extractor: nn.Module, device: torch.device, name: str = "", world: World = ALONE
 ) -> Generator[int, None, Tensor]:
     """Returns float32 [N, D] on the CPU, in the set's order; yields the number of images that have been looked at.
 
     Gray images are shown in three equal channels. `name`, the extractor with its options written out: then the features
-    are taken from the cache, or put there, if the images can be told from others.
+    are taken from the cache, or put there, if the images can be told from others. Each process of `world` looks at its
+    share.
     """
     path = _cache_file(images, name) if name else None
-    if path is not None and (kept := _kept(path)) is not None:
+    kept = None if path is None else _kept(path)
+    if not world.any(kept is None):
+        assert kept is not None
         return kept
-    found = torch.empty(0)
-    for start in range(0, images.count, BATCH):
-        end = min(start + BATCH, images.count)
+    found, own = torch.empty(0), world.share(images.count)
+    for start in range(own.start, own.stop, BATCH):
+        end = min(start + BATCH, own.stop)
         pixels = images.read(np.arange(start, end))
         stored = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(device)
         with torch.inference_mode():
             piece = extractor(stored.expand(-1, 3, -1, -1))
-        if not start:
-            found = torch.empty(images.count, piece.shape[1])
+        if not len(found):
+            found = torch.zeros(images.count, piece.shape[1])
         found[start:end] = piece
-        yield end
-    if path is not None:
+        yield min(images.count, (end - own.start) * world.size)
+    world.add([found])
+    if path is not None and world.leads:
         _keep(path, found)
     return found
 

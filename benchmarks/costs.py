@@ -1,0 +1,198 @@
+"""What a training costs beside its steps: the time to the first one, the stall of a checkpoint, the memory.
+
+    python benchmarks/costs.py DATA [--device cuda] [--rounds 5]
+
+The first step: from the start of `diffkit train DATA` to its first line of figures, beside `python -c "import torch"`,
+in turns. The stall: how long a step is held up by a checkpoint, and how much slower steps are while it is written. The
+memory: the most that a training of diffusers' UNet2DModel at batch 64 (8 on a CPU) holds, each trainer in a process of
+its own. Writes results/costs-DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import publish, spread, write
+from training import diffusers_network, images
+
+SAVES, STEPS_BETWEEN = 8, 12
+
+
+def first_step(data: Path, device: str, rounds: int) -> dict[str, Any]:
+    """Seconds from the start of a process."""
+    found: dict[str, list[float]] = {"import torch": [], "diffkit train": []}
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        found["import torch"].append(time.perf_counter() - start)
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "diffkit", "train", str(data), "-o", f"{folder}/run", "--device", device]
+            start = time.perf_counter()
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "loss" in line and "img/s" in line:
+                    break
+            found["diffkit train"].append(time.perf_counter() - start)
+            process.kill()
+            process.wait()
+        print({name: round(values[-1], 2) for name, values in found.items()}, flush=True)
+    return {name: spread(values[1:]) for name, values in found.items()}  # the first reads files from the disk
+
+
+def stall(data: Path, device: torch.device) -> dict[str, Any]:
+    """Seconds of a plain step, of the copy that a checkpoint begins with, and of the steps while it is written."""
+    from diffkit.compose.training import prepare_training
+    from diffkit.core.denoiser import squared_error
+    from diffkit.engine.store import Store
+    from diffkit.engine.train import train
+    from diffkit.rundir import RunDir
+
+    store = Store.open(data)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder) / "run")
+        training = prepare_training({"data": {"path": str(data)}}, store, run, str(device))
+        training.create()
+        steps = train(
+            training.state,
+            training.denoiser,
+            training.batches(),
+            training.levels(),
+            squared_error,
+            training.recipe,
+            report_every=1,
+        )
+
+        def step() -> float:
+            start = time.perf_counter()
+            next(steps)
+            return time.perf_counter() - start
+
+        for _ in range(4):
+            step()
+        training.saver.reserve(training.state.checkpoint())
+        plain, beside, stalls, written = [], [], [], []
+        for _ in range(SAVES):
+            plain += [step() for _ in range(STEPS_BETWEEN)]
+            start = time.perf_counter()
+            writing = training.save()
+            stalls.append(time.perf_counter() - start)
+            while not writing.done():
+                beside.append(step())
+            writing.result()
+            written.append(time.perf_counter() - start)
+        state = sum(tensor.nbytes for tensor in training.state.checkpoint().tensors.values())
+    usual = sorted(plain)[len(plain) // 2]
+    return {
+        "state_bytes": state,
+        "step_seconds": spread(plain),
+        "step_while_writing_seconds": spread(beside),
+        "stall_seconds": spread(stalls),
+        "stall_share_of_step": round(sorted(stalls)[len(stalls) // 2] / usual, 4),
+        "written_seconds": spread(written),
+    }
+
+
+def held(name: str, folder: Path, data: Path, size: int, batch: int, device: torch.device, answer: Any) -> None:
+    """In a process of its own: some steps of a trainer, then the most memory that it held."""
+    import peers
+    from diffkit.engine.devices import choose_precision, memory_used
+
+    network = diffusers_network(size, device.type == "cuda").to(device)
+    before = memory_used(device) or 0
+    if name == "diffkit":
+        precision = choose_precision("auto", device, lambda: network(torch.zeros(2, 3, size, size), 0).sample)
+        network.zero_grad(set_to_none=True)
+        steps = peers.diffkit(
+            peers.AsBackbone(network, 250.0, lambda found: found.sample), data, batch, device, precision
+        )
+    else:
+        steps = peers.alone(peers.diffusers(name.split()[1], network, folder, size, batch, device))
+    for _ in range(4):
+        next(steps)
+    answer.put((memory_used(device), before))
+
+
+def memory(device: torch.device) -> dict[str, Any]:
+    """Bytes, by trainer: of the device, or of the process (libraries included, and also counted on their own)."""
+    from diffkit.datasets.folder import folder as source
+    from diffkit.engine.prepare import PrepareOptions, prepare
+
+    size, batch = (128, 64) if device.type == "cuda" else (32, 64)
+    results = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, data = Path(temporary) / "images", Path(temporary) / "set"
+        images(folder, size)
+        deque(prepare(source(str(folder)), data, PrepareOptions(size, size)), maxlen=0)
+        context = multiprocessing.get_context("spawn")
+        for name in ("diffkit", "diffusers stock", "diffusers tuned"):
+            answer = context.Queue()
+            process = context.Process(target=held, args=(name, folder, data, size, batch, device, answer))
+            process.start()
+            most, before = answer.get()
+            process.join()
+            results[name] = {"peak_bytes": most, "before_bytes": before}
+            print(name, f"{(most - before) / 2**20:.0f} MiB", flush=True)
+    return {"size": size, "batch": batch, "trainers": results}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows of docs/benchmarks.md."""
+    first, saving, memory_found = results["first_step"], results["checkpoint"], results["memory"]
+    more = first["diffkit train"]["median"] - first["import torch"]["median"]
+    lines = [
+        "| what | median | range |",
+        "|---|---|---|",
+        *(
+            f"| {name}, seconds | {each['median']:.2f} | {each['min']:.2f} to {each['max']:.2f} |"
+            for name, each in first.items()
+        ),
+        "",
+        f"So the first step is logged {more:.1f} s after what importing torch alone takes.",
+        "",
+        f"A checkpoint of {saving['state_bytes'] / 2**20:.0f} MiB holds a step up for "
+        f"{1000 * saving['stall_seconds']['median']:.0f} ms ({1000 * saving['stall_seconds']['min']:.0f} to "
+        f"{1000 * saving['stall_seconds']['max']:.0f}), {saving['stall_share_of_step']:.1%} of a step of "
+        f"{1000 * saving['step_seconds']['median']:.0f} ms; it is on the disk after "
+        f"{saving['written_seconds']['median']:.2f} s, and steps take "
+        f"{1000 * saving['step_while_writing_seconds']['median']:.0f} ms meanwhile.",
+        "",
+        f"UNet2DModel at {memory_found['size']}x{memory_found['size']}, batch {memory_found['batch']}:",
+        "",
+        "| trainer | peak memory, above libraries and network | diffkit's share |",
+        "|---|---|---|",
+    ]
+    own = {name: each["peak_bytes"] - each["before_bytes"] for name, each in memory_found["trainers"].items()}
+    lines += [f"| {name} | {each / 2**20:,.0f} MiB | {own['diffkit'] / each:.2f} |" for name, each in own.items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device = options.device
+    results = {
+        "first_step": first_step(options.data, str(device), options.rounds),
+        "checkpoint": stall(options.data, device),
+        "memory": memory(device),
+    }
+    print(json.dumps(results, indent=1))
+    write(f"costs-{device.type}", results)
+    publish(f"costs-{device.type}.json", "benchmarks.md", table(results))
+
+
+if __name__ == "__main__":
+    main()

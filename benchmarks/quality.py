@@ -1,0 +1,271 @@
+"""Distance to the real images against training time: diffkit, its classic network, and diffusers' example.
+
+    python benchmarks/quality.py DATA [--minutes 5] [--seed 0] [--device cuda] [--size 32]
+
+DATA: a prepared set. Each contestant trains alone on its images for that long, without classes; its clock stands while
+samples are made and measured. diffkit chooses network, batch, learning rate and precision as `diffkit train` does.
+diffusers trains its UNet2DModel as in `training.py`. All sample with diffkit's default sampler and calls, by the
+averaged weights, or by the weights themselves where the peer keeps no average. Kernel distance of the features of
+lite0. Each run adds its seed to results/quality-DEVICE.json, and the table is made of all that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, publish, spread, write
+from PIL import Image
+from torch import Tensor, nn
+from training import diffusers_network, finish
+
+import peers
+from diffkit.compose.training import Training, prepare_training
+from diffkit.core.denoiser import Denoiser, squared_error
+from diffkit.core.predictions import eps
+from diffkit.core.samplers.multistep import deis
+from diffkit.core.schedules import karras, over_range, sampling_grid
+from diffkit.engine.sample import Plan, sample
+from diffkit.engine.store import Store
+from diffkit.engine.train import train
+from diffkit.extractors.lite0 import lite0
+from diffkit.interfaces import ImageSpec
+from diffkit.measure.kernel import kernel_distance
+from diffkit.rundir import RunDir
+
+FILES, REAL, SAMPLES, CALLS = 10_000, 5_000, 1_000, 15
+POINTS = (1 / 30, 1 / 15, 2 / 15, 4 / 15, 8 / 15, 1.0)
+"""Shares of the time after which diffkit is measured; the peers, slow to sample, are measured at the end."""
+
+
+@dataclass
+class Contestant:
+    """`steps` trains; `denoiser` is what is to be sampled from, as it is now; `batch`: images of a step."""
+
+    steps: Iterator[None]
+    denoiser: Callable[[], Denoiser]
+    batch: int
+    points: tuple[float, ...]
+    network: str
+
+
+class UnlabelledStore(Store):
+    """A prepared set, its classes forgotten, gray in three channels."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> UnlabelledStore:
+        store = super().open(path)
+        assert isinstance(store, UnlabelledStore)
+        store.spec = replace(store.spec, classes=(), attributes=(), channels=3)
+        store.mean = (store.mean * 3)[:3]
+        return store
+
+    def column(self, kind: str, indices: Any, part: str = "train") -> Any:
+        found = super().column(kind, indices, part)
+        return np.repeat(found, 3, axis=-1) if kind == "images" and found.shape[-1] == 1 else found
+
+    def gather(self, indices: Any, part: str = "train") -> Any:
+        return self.column("images", indices, part), None
+
+
+class Timed(nn.Module):
+    """diffusers' network as diffkit calls one: at the step of linear betas, of 1,000, whose noise is as strong."""
+
+    levels: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        kept = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+        self.register_buffer("levels", ((1 - kept) / kept).sqrt().log().float() / 4)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        above = torch.searchsorted(self.levels, c_noise.contiguous()).clamp(1, 999)
+        low, high = self.levels[above - 1], self.levels[above]
+        times = (above - 1 + (c_noise - low) / (high - low)).clamp(0, 999)
+        answer: Tensor = self.network(x, times).sample
+        return answer
+
+
+def ours(store: Store, seed: int, device: torch.device, backbone: str) -> Contestant:
+    """`diffkit train` with its defaults."""
+    given = {"backbone": {"name": backbone}, "train": {"seed": seed}, "data": {"path": str(store.path)}}
+    training: Training = prepare_training(given, store, RunDir(Path("/dev/null")), str(device))
+    train_settings = training.settings.train
+
+    def steps() -> Iterator[None]:
+        for _ in train(
+            training.state,
+            training.denoiser,
+            training.batches(),
+            training.levels(),
+            squared_error,
+            training.recipe,
+            weigh=training.weigh(),
+            report_every=1 if device.type == "cpu" else max(1, 2048 // training.recipe.batch_size),
+        ):
+            yield
+
+    parameters = sum(p.numel() for p in training.state.network.parameters())
+    return Contestant(
+        steps(),
+        lambda: replace(training.denoiser, network=training.state.average),
+        training.recipe.batch_size,
+        POINTS,
+        f"{parameters / 1e6:.1f}M parameters, batch {train_settings.batch_size}, {train_settings.precision}",
+    )
+
+
+def theirs(leg: str, folder: Path, size: int, batch: int, seed: int, device: torch.device) -> Contestant:
+    """The example's loop, see `peers`."""
+    large = device.type == "cuda"
+    network = diffusers_network(size, large)
+    torch.manual_seed(seed)
+    steps = peers.alone(peers.diffusers(leg, network, folder, size, batch, device))
+    parameters = sum(p.numel() for p in network.parameters())
+    precision = "float32" if leg == "stock" else "bfloat16"
+
+    def denoiser() -> Denoiser:
+        return Denoiser(Timed(network).to(device).eval(), eps, partial(torch.autocast, device.type, torch.bfloat16))
+
+    return Contestant(steps, denoiser, batch, (1.0,), f"{parameters / 1e6:.1f}M parameters, batch {batch}, {precision}")
+
+
+def files(store: Store, folder: Path) -> None:
+    """Some of the images as PNG files, for the peers."""
+    for start in range(0, min(FILES, store.count), 500):
+        indices = np.arange(start, min(start + 500, FILES, store.count)) * store.count // min(FILES, store.count)
+        for index, pixels in zip(indices, store.gather(indices)[0], strict=True):
+            Image.fromarray(pixels).save(folder / f"{index:06d}.png")
+
+
+class Judge:
+    """Kernel distance between samples and some of the real images."""
+
+    def __init__(self, store: Store, device: torch.device) -> None:
+        self.store, self.device, self.network = store, device, lite0().to(device)
+        count = min(REAL, store.count)
+        self.real = self.features(store.gather(np.arange(count) * store.count // count)[0])
+
+    def features(self, pixels: Any) -> Tensor:
+        found = []
+        for start in range(0, len(pixels), 64):
+            piece = torch.from_numpy(np.ascontiguousarray(pixels[start : start + 64])).permute(0, 3, 1, 2)
+            with torch.inference_mode():
+                found.append(self.network(piece.expand(-1, 3, -1, -1).to(self.device)).cpu())
+        return torch.cat(found)
+
+    def __call__(self, denoiser: Denoiser, spec: ImageSpec) -> dict[str, float]:
+        top = 80 * math.sqrt(spec.height * spec.width) / 32
+        plan = Plan(deis, sampling_grid(over_range(karras, 0.002, top), CALLS), self.store.mean, seed=1)
+        made = [each.pixels for each in sample(denoiser, spec, plan, range(SAMPLES), batch_size=100)]
+        found = kernel_distance("KD-lite0", self.features(np.concatenate(made)), self.real)
+        assert found.low is not None and found.high is not None
+        return {"distance": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+
+
+def measured(contestant: Contestant, seconds: float, judge: Judge, spec: ImageSpec, device: torch.device) -> Any:
+    """Train for that long, measured along the way."""
+    busy, images, curve = 0.0, 0, []
+    for share in contestant.points:
+        while busy < share * seconds:
+            start = time.perf_counter()
+            next(contestant.steps)
+            finish(device)
+            busy += time.perf_counter() - start
+            images += contestant.batch
+        curve.append({"seconds": round(busy, 2), "images": images, **judge(contestant.denoiser(), spec)})
+        print("  ", curve[-1], flush=True)
+    return {"network": contestant.network, "curve": curve}
+
+
+def seconds_to(curve: list[dict[str, float]], distance: float) -> float:
+    """When the curve fell to this distance, between its points by the logarithm of time; infinite if it never did."""
+    before = None
+    for point in curve:
+        if point["distance"] <= distance:
+            if before is None:
+                return point["seconds"]
+            share = (before["distance"] - distance) / (before["distance"] - point["distance"])
+            return float(before["seconds"] * (point["seconds"] / before["seconds"]) ** share)
+        before = point
+    return math.inf
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows of docs/benchmarks.md: means over the seeds."""
+    runs = results["runs"]
+    names = list(runs[0]["contestants"])
+    seconds, seeds = runs[0]["seconds"], len(runs)
+    many = f"{seeds} seeds" if seeds > 1 else "one seed"
+    lines = [
+        f"{results['size']}x{results['size']}, {seconds / 60:g} minutes each, {many}:",
+        "",
+        "| trainer | network | images seen | distance at the end | diffkit is there after | share of the time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        found = [run["contestants"][name] for run in runs if name in run["contestants"]]
+        ends = [each["curve"][-1] for each in found]
+        reached = [
+            seconds_to(run["contestants"]["diffkit"]["curve"], run["contestants"][name]["curve"][-1]["distance"])
+            for run in runs
+            if name in run["contestants"]
+        ]
+        distance, after = spread([end["distance"] for end in ends]), spread(reached)
+        share = after["median"] / seconds
+        lines.append(
+            f"| {name} | {found[0]['network']} | {ends[0]['images']:,} "
+            f"| {distance['median']:.3f} ({distance['min']:.3f} to {distance['max']:.3f}) "
+            f"| {after['median']:.0f} s | {share:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device, large = options.device, options.device.type == "cuda"
+    seconds = 60 * (options.minutes or (4 if large else 5))
+    batch = 256 if large else 32
+    store = UnlabelledStore.open(options.data)
+    judge = Judge(store, device)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        files(store, Path(temporary))
+        rest = (Path(temporary), store.spec.height, batch, options.seed, device)
+        makers: dict[str, Callable[[], Contestant]] = {
+            "diffkit": lambda: ours(store, options.seed, device, "unet"),
+            "diffkit, unet-classic": lambda: ours(store, options.seed, device, "unet-classic"),
+            "diffusers stock": lambda: theirs("stock", *rest),
+            "diffusers tuned": lambda: theirs("tuned", *rest),
+        }
+        for name, make in makers.items():
+            print(name, flush=True)
+            results[name] = measured(make(), seconds, judge, store.spec, device)
+    name = f"quality-{device.type}"
+    run = {"seed": options.seed, "seconds": seconds, "contestants": results}
+    path = RESULTS / f"{name}.json"
+    earlier = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = [each for each in earlier if each["seed"] != options.seed] + [run]
+    figures = {"size": store.spec.height, "samples": SAMPLES, "calls": CALLS, "runs": runs}
+    write(name, figures)
+    publish(f"{name}.json", "benchmarks.md", table(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The learning-rate range test: a short training at rising rates (Smith 2017, "Cyclical Learning Rates", 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from diffkit.core.denoiser import Denoiser, squared_error
+from diffkit.core.weighing import Weigh
+from diffkit.engine.batches import Batches
+from diffkit.engine.train import Levels, Progress, Recipe, State, train
+from diffkit.errors import DiffkitError, ExitCode
+
+LOWEST, HIGHEST, RATES, STEPS = 1e-4, 1e-1, 25, 6
+WORSE, SAFETY = 1.5, 5.0
+
+
+def range_test(
+    state: State, denoiser: Denoiser, batches: Batches, levels: Levels, recipe: Recipe, weigh: Weigh | None
+) -> Iterator[tuple[float, float]]:
+    """Rates, rising evenly in their logarithm, and the mean loss of six steps with each; ends when the loss explodes.
+
+    The state is trained on from where it is: give one that is not needed any more.
+    """
+    lowest = math.inf
+    for number in range(RATES):
+        lr = LOWEST * (HIGHEST / LOWEST) ** (number / (RATES - 1))
+        until = state.images_seen + STEPS * recipe.batch_size
+        at = replace(recipe, lr=lr, warmup_images=0)
+        steps = train(
+            state, denoiser, batches, levels, squared_error, at, weigh=weigh, until_images=until, report_every=10**9
+        )
+        try:
+            (loss,) = (step.loss for step in steps if isinstance(step, Progress) and step.loss is not None)
+        except DiffkitError as error:
+            if error.code != ExitCode.NON_FINITE:
+                raise
+            return
+        yield lr, loss
+        lowest = min(lowest, loss)
+        if loss > 2 * WORSE * lowest:
+            return
+
+
+def suggested(found: Sequence[tuple[float, float]]) -> float:
+    """A fifth of the first rate from which on the loss stays above one and a half times its lowest before.
+
+    Where it never does, a fifth of the highest rate. Two significant digits.
+    """
+    breaks = found[-1][0]
+    for number in range(len(found) - 1, 0, -1):
+        lowest = min(loss for _, loss in found[:number])
+        if found[number][1] <= WORSE * lowest:
+            break
+        breaks = found[number][0]
+    return float(f"{breaks / SAFETY:.1e}")

@@ -1,0 +1,57 @@
+"""Checkpoints written beside the training, which stands still only while its state is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from diffkit.engine.checkpoint import Checkpoint
+
+
+class Saver:
+    """Copies a state to memory of its own and writes it in a thread, one at a time.
+
+    A thread is enough: copying, hashing, writing and syncing are calls that release Python's lock (see
+    `diffkit.engine.modelfile.write_tensors`), so that the training's next step is not held up.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "saver")
+        self._copies: dict[str, Tensor] = {}
+
+    def reserve(self, checkpoint: Checkpoint) -> None:
+        """Get the memory ready, in the thread: the first touch of it takes longer than a copy."""
+        self._thread.submit(lambda: [self._copy_of(*item).zero_() for item in checkpoint.tensors.items()])
+
+    def begin(self, checkpoint: Checkpoint, write: Callable[[Checkpoint], None]) -> Future[None]:
+        """Copy, and have `write` called with the copy; the result is there when that is done, or has failed.
+
+        The last one has to be finished. Copies from a GPU are queued behind its work, and only the thread waits.
+        """
+        copies = {name: self._copy_of(name, tensor) for name, tensor in checkpoint.tensors.items()}
+        event: torch.cuda.Event | None = None
+        for name, tensor in checkpoint.tensors.items():
+            copies[name].copy_(tensor.detach(), non_blocking=True)
+            if tensor.is_cuda and event is None:
+                event = torch.cuda.Event()
+        if event is not None:
+            event.record()
+
+        def finish() -> None:
+            if event is not None:
+                event.synchronize()
+            write(replace(checkpoint, tensors=copies))
+
+        return self._thread.submit(finish)
+
+    def _copy_of(self, name: str, tensor: Tensor) -> Tensor:
+        """Of the same layout, in page-locked memory if it comes from a GPU."""
+        kept = self._copies.get(name)
+        if kept is None or kept.shape != tensor.shape or kept.stride() != tensor.stride():
+            kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
+            self._copies[name] = kept
+        return kept

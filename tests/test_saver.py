@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from diffkit import durable
+from diffkit.engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from diffkit.engine.modelfile import KEY, read_tensors, write_tensors
+from diffkit.engine.saver import Saver
+from diffkit.engine.session import Cadence, Chores, Ended, Event, Previewed, Saved, session
+from diffkit.engine.train import Progress, State
+from diffkit.errors import DiffkitError, ExitCode
+from test_train import recipe, small_network, trained
+
+NEVER = 1e9
+
+
+def weights() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {
+        "b.weight": torch.randn(3, 5),
+        "a.half": torch.randn(7).to(torch.bfloat16),
+        "ä.count": torch.tensor(3),
+        "flags": torch.tensor([True, False, True]),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "empty": torch.zeros(0, 4),
+        "a.last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    }
+
+
+def test_a_file_is_the_one_that_safetensors_writes(tmp_path: Path) -> None:
+    tensors, path = weights(), tmp_path / "a.safetensors"
+    write_tensors(path, tensors, {"note": "grün"})
+    header = read_tensors(path)[1]
+    assert header["note"] == "grün"
+    read = load_file(path)
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+    import json
+
+    text = json.dumps(header, ensure_ascii=False)
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    assert path.read_bytes() == save(plain, metadata={KEY: text})
+
+
+class Slow:
+    """A saver whose writing waits until it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.saver = folder, Saver()
+        self.free = threading.Event()
+
+    def begin(self, state: State) -> Callable[[], object]:
+        def write(checkpoint: Checkpoint) -> None:
+            assert self.free.wait(60)
+            save_checkpoint(self.folder, checkpoint)
+
+        return self.saver.begin(state.checkpoint(), write)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("reserved", [False, True])
+def test_what_is_written_is_the_state_as_it_was(tmp_path: Path, layout: torch.memory_format, reserved: bool) -> None:
+    state, _ = trained(recipe(), 16, State(small_network().to(memory_format=layout), recipe()))
+    then = {name: tensor.clone() for name, tensor in state.checkpoint().tensors.items()}
+    slow = Slow(tmp_path)
+    if reserved:
+        slow.saver.reserve(state.checkpoint())
+    first = slow.begin(state)
+    trained(recipe(), 32, state)
+    assert not first.done()  # type: ignore[attr-defined]
+    slow.free.set()
+    first.result()  # type: ignore[attr-defined]
+    found, _ = latest_checkpoint(tmp_path)
+    assert found is not None and found.images_seen == 16
+    assert found.tensors.keys() == then.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in then.items())
+
+    slow.begin(state).result()  # type: ignore[attr-defined]
+    found, _ = latest_checkpoint(tmp_path)
+    assert found is not None and found.images_seen == 32
+    state.restore(found)
+
+
+def steps(state: State, count: int):  # type: ignore[no-untyped-def]
+    for number in range(1, count + 1):
+        state.images_seen = number * 8
+        yield Progress(state.images_seen, number, 1e-3, 0.5)
+
+
+def chores(save: Callable[[], object]) -> Chores:
+    def preview() -> Previewed:
+        raise AssertionError
+
+    return Chores(
+        save=save,  # type: ignore[arg-type]
+        preview=preview,
+        validate=None,
+        snapshot=lambda: None,
+        over=lambda: False,
+        measure=None,
+        should_stop=lambda: False,
+    )
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    state = State(small_network(), recipe())
+    slow = Slow(tmp_path)
+    events: list[Event] = []
+    for event in session(state, steps(state, 40), Cadence(320, save_seconds=0), chores(lambda: slow.begin(state))):
+        events.append(event)
+        if isinstance(event, Progress) and event.step == 30:
+            assert not any(isinstance(each, Saved) for each in events)  # the first save of all has begun at step 1
+            slow.free.set()
+    saved = [event.images_seen for event in events if isinstance(event, Saved)]
+    assert saved[0] == 8 and saved[-1] == 320
+    assert isinstance(events[-1], Ended) and isinstance(events[-2], Saved)
+    found, _ = latest_checkpoint(tmp_path)
+    assert found is not None and found.images_seen == 320
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: object, data: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    state = State(small_network(), recipe())
+    slow = Slow(tmp_path)
+    slow.free.set()
+    monkeypatch.setattr(durable, "write", full)
+    seen = []
+    with pytest.raises(DiffkitError, match="Cannot write") as caught:
+        for event in session(
+            state, steps(state, 10**6), Cadence(None, save_seconds=0), chores(lambda: slow.begin(state))
+        ):
+            seen.append(event)
+    assert caught.value.code == ExitCode.MACHINE
+    assert seen and not any(isinstance(event, Saved) for event in seen)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_is_saved_is_not_saved_again_at_the_end(tmp_path: Path) -> None:
+    state = State(small_network(), recipe())
+    slow = Slow(tmp_path)
+    slow.free.set()
+    begun = []
+
+    def save() -> object:
+        begun.append(state.images_seen)
+        return slow.begin(state)
+
+    events = list(session(state, steps(state, 3), Cadence(24, save_seconds=NEVER), chores(save)))
+    assert begun == [24]
+    assert sum(isinstance(event, Saved) for event in events) == 1
