@@ -212,11 +212,11 @@ class Embedding(nn.Module):
     def __init__(self, features: int, width: int, labels: int) -> None:
         super().__init__()
         # c_noise = log(s) / 4 spans about 3: periods from three times that down to a hundredth.
-        frequencies = torch.logspace(math.log10(0.5), math.log10(200), features // 2)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        frequencies = torch.logspace(math.log10(0.5), math.log10(200), features // 2, device="cpu")
+        self.register_buffer("frequencies", frequencies.to(torch.get_default_device()), persistent=False)
         self.noise = nn.Sequential(nn.Linear(features // 2 * 2, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Linear(labels, width, bias=False) if labels else None
-        if self.label is not None:
+        if self.label is not None and not self.label.weight.is_meta:  # where that would load torch's compiler
             nn.init.normal_(self.label.weight)
 
     def forward(self, c_noise: Tensor, label: Tensor | None) -> Tensor:

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from diffkit.engine.speed import Try, Way
 
 
+PROBED_PIXELS = 2**13
+
+
 def with_precision(settings: Settings, network: nn.Module, spec: ImageSpec, device: torch.device) -> Settings:
     """The precision, by probe if it is still open; a run keeps the one it began with."""
     from diffkit.engine.devices import choose_precision
 
-    most = max(4, 2**16 // (spec.height * spec.width))
+    most = max(4, PROBED_PIXELS // (spec.height * spec.width))
     (x, c_noise), condition = dummy_inputs(spec, min(most, settings.train.micro_batch or most), device)
     precision = choose_precision(settings.train.precision, device, lambda: network(x, c_noise, **condition))
     network.zero_grad(set_to_none=True)

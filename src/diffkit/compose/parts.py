@@ -116,6 +116,21 @@ def trial_network(settings: Settings, spec: ImageSpec) -> tuple[nn.Module, tuple
     return network, inputs, condition
 
 
+def parameter_count(settings: Settings, spec: ImageSpec) -> int:
+    """Of the network; without memory, and without running it, where the backbone allows it."""
+    import torch
+
+    backbone = bound("backbone", settings)
+    try:
+        with torch.device("meta"):
+            network = backbone(spec)
+    except DiffkitError:
+        raise
+    except Exception:
+        network = backbone(spec)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def dummy_inputs(spec: ImageSpec, batch: int, device: torch.device) -> Inputs:
     """Inputs of the right shapes: x and c_noise, and the condition."""
     import torch

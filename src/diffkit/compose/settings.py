@@ -14,6 +14,7 @@ from diffkit.compose.parts import (
     chosen_parts,
     completed,
     find,
+    parameter_count,
     recorded,
     task_of,
     trait,
@@ -273,14 +274,14 @@ def _with_batch(settings: Settings, spec: ImageSpec, store: Store, device: torch
     """Batch size and learning rate, unless given: from image size, data size, device memory and parameters."""
     from diffkit.engine.devices import activation_bytes, memory_bytes
 
-    network, inputs, condition = trial_network(settings, spec)
-    parameters = sum(p.numel() for p in network.parameters())
+    parameters = parameter_count(settings, spec)
     train, memory = settings.train, memory_bytes(device)
     if train.batch_size is not None:
         batch = train.batch_size
     elif memory is None:
         batch = min(64, max(8, 2**18 // (spec.height * spec.width)), _power_of_two(store.count))
     else:
+        network, inputs, condition = trial_network(settings, spec)
         each = activation_bytes(lambda: network(*inputs, **condition))
         fits = (0.6 * memory - 20 * parameters) / max(each, 1)
         batch = min(256, _power_of_two(fits), _power_of_two(store.count))

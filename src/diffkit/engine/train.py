@@ -19,6 +19,7 @@ from diffkit.core.weighing import Uncertainty, Weigh
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint, non_finite
 from diffkit.engine.distributed import ALONE, World
+from diffkit.engine.optimizer import AdamW
 from diffkit.errors import DiffkitError, ExitCode
 
 Objective = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
@@ -87,17 +88,8 @@ class State:
         self.uncertainty = Uncertainty().to(device) if recipe.learned_weighting else None
         if self.uncertainty is not None:
             parameters += self.uncertainty.parameters()
-        self.optimizer = torch.optim.AdamW(
-            parameters,
-            lr=recipe.lr,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-            fused=device in {"cpu", "cuda"},
-        )
-
-    def trained(self) -> list[Tensor]:
-        """The parameters that the optimiser changes, in its order."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        fused = True if device in {"cpu", "cuda"} else None
+        self.optimizer = AdamW(parameters, recipe.betas, recipe.weight_decay, fused)
 
     def checkpoint(self) -> Checkpoint:
         """What is saved of it as it is now: the very tensors, which training goes on to change."""
@@ -106,8 +98,8 @@ class State:
         for prefix, module in self._modules().items():
             tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
             trained |= {f"{prefix}.{name}" for name, _ in module.named_parameters()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            own = {f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+        for index, slots in self.optimizer.slots.items():
+            own = {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
             tensors |= own
             trained |= own.keys()
         return Checkpoint(tensors, self.images_seen, frozenset(trained))
@@ -116,17 +108,7 @@ class State:
         """Load a snapshot. Raises DiffkitError naming the first tensor that does not fit."""
         for prefix, module in self._modules().items():
             load_exactly(module, under(checkpoint.tensors, f"{prefix}."))
-        parameters = self.trained()
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in under(checkpoint.tensors, "optimizer.").items():
-            index, slot = name.split(".", 1)
-            parameter = parameters[int(index)]
-            # In the parameter's own layout: fused optimisers walk through both side by side.
-            fitting = value.shape == parameter.shape
-            kept = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if fitting else value
-            slots.setdefault(int(index), {})[slot] = kept.detach()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.optimizer.restore(under(checkpoint.tensors, "optimizer."))
         self.images_seen = checkpoint.images_seen
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -235,7 +217,7 @@ def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, 
     """
     state, total, by_level = loss_of.state, [], []
     state.network.train()
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.forget_gradients()
     try:
         for micro in batch.split(micro_batch):
             losses, errors, t = loss_of(micro)
@@ -248,14 +230,14 @@ def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, 
             raise
     else:
         return torch.stack(total).sum(), torch.stack(by_level).sum(0)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.forget_gradients()
     return None
 
 
 def _gradients_of(state: State) -> list[Tensor]:
     """The gradient of every trained parameter: zeros where it had no part in the loss."""
     found = []
-    for parameter in state.trained():
+    for parameter in state.optimizer.parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         found.append(parameter.grad)
@@ -277,9 +259,7 @@ def _by_level(t: Tensor, errors: Tensor) -> Tensor:
 def _update(state: State, recipe: Recipe, lr: float) -> Tensor:
     """One step along the gradients; their norm, still on the device."""
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.step()
+    state.optimizer.step(lr)
     seen = state.images_seen + recipe.batch_size
     update_ema(state.average, state.network, ema_decay(seen, recipe.batch_size, recipe.ema_half_life))
     for length, track in state.tracks.items():
