@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# The prepared set that `make bench` trains on; the results that are kept are of CIFAR-10.
+DATA ?= demo/data
 
-.PHONY: demo test test-long lint bench samplers clean
+.PHONY: demo test test-long lint bench bench-gpu samplers clean
 
 demo: $(READY)
 	$(BIN)/diffkit demo
@@ -28,6 +30,23 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/sampling.py
+	test -d $(DATA) || $(BIN)/diffkit demo -o demo
+	$(BIN)/python benchmarks/costs.py $(DATA)
+	$(BIN)/python benchmarks/ranks.py $(DATA)
+	$(BIN)/python benchmarks/backbones.py $(DATA)
+	$(BIN)/python benchmarks/quality.py $(DATA)
+
+# On a machine with a GPU. DATA: a set prepared at 128x128; WHEELS: a folder of wheels, where there is no network.
+GPU_PYTHON ?= $(PYTHON)
+bench-gpu:
+	$(GPU_PYTHON) -m pip install $(if $(WHEELS),--no-index --no-build-isolation --find-links $(WHEELS)) '.[bench,demo]'
+	$(GPU_PYTHON) -m pip install $(if $(WHEELS),--no-index --find-links $(WHEELS)) --no-deps k-diffusion
+	$(GPU_PYTHON) -m diffkit demo --device cuda
+	$(GPU_PYTHON) benchmarks/training.py --device cuda
+	$(GPU_PYTHON) benchmarks/sampling.py --device cuda
+	$(GPU_PYTHON) benchmarks/costs.py $(DATA) --device cuda
+	$(GPU_PYTHON) benchmarks/backbones.py $(DATA) --device cuda
+	$(GPU_PYTHON) benchmarks/quality.py $(DATA) --device cuda
 
 # The tables and the plot of docs/samplers.md, on the demo's model.
 samplers: $(READY)

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, publish, spread, write
+from common import DOCS, RESULTS, publish, spread, write
 from PIL import Image
 from torch import Tensor, nn
 from training import diffusers_network, finish
@@ -43,9 +43,9 @@ from diffkit.interfaces import ImageSpec
 from diffkit.measure.kernel import kernel_distance
 from diffkit.rundir import RunDir
 
-FILES, REAL, SAMPLES, CALLS = 10_000, 5_000, 1_000, 15
+FILES, REAL, SAMPLES, CALLS = 10_000, 5_000, 500, 15
 POINTS = (1 / 30, 1 / 15, 2 / 15, 4 / 15, 8 / 15, 1.0)
-"""Shares of the time after which diffkit is measured; the peers, slow to sample, are measured at the end."""
+"""Shares of the time after which diffkit is measured; the others, slow to sample, are measured at the end."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Timed(nn.Module):
         return answer
 
 
-def ours(store: Store, seed: int, device: torch.device, backbone: str) -> Contestant:
+def ours(store: Store, seed: int, device: torch.device, backbone: str, points: tuple[float, ...]) -> Contestant:
     """`diffkit train` with its defaults."""
     given = {"backbone": {"name": backbone}, "train": {"seed": seed}, "data": {"path": str(store.path)}}
     training: Training = prepare_training(given, store, RunDir(Path("/dev/null")), str(device))
@@ -121,7 +121,7 @@ def ours(store: Store, seed: int, device: torch.device, backbone: str) -> Contes
         steps(),
         lambda: replace(training.denoiser, network=training.state.average),
         training.recipe.batch_size,
-        POINTS,
+        points,
         f"{parameters / 1e6:.1f}M parameters, batch {train_settings.batch_size}, {train_settings.precision}",
     )
 
@@ -232,6 +232,37 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Distance over training time: curves where there are points along the way, else a dot at the end."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, name in enumerate(results["runs"][0]["contestants"]):
+        for run in results["runs"]:
+            curve = run["contestants"][name]["curve"]
+            times, values = ([point[key] for point in curve] for key in ("seconds", "distance"))
+            bars = [[point["distance"] - point["low"] for point in curve], [p["high"] - p["distance"] for p in curve]]
+            label = name if run is results["runs"][0] else None
+            axes.errorbar(times, values, bars, marker="o", ms=4, lw=1.6, capsize=2, color=f"C{number}", label=label)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel(f"KD-lite0 of {results['samples']:,} samples")
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def show(name: str) -> None:
+    """The table of docs/benchmarks.md and its plot, from the JSON."""
+    results = json.loads((RESULTS / f"{name}.json").read_text())
+    publish(f"{name}.json", "benchmarks.md", table(results) + f"\n\n![distance over time](images/{name}.png)")
+    plot(results, DOCS / "images" / f"{name}.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
@@ -249,8 +280,8 @@ def main() -> None:
         files(store, Path(temporary))
         rest = (Path(temporary), store.spec.height, batch, options.seed, device)
         makers: dict[str, Callable[[], Contestant]] = {
-            "diffkit": lambda: ours(store, options.seed, device, "unet"),
-            "diffkit, unet-classic": lambda: ours(store, options.seed, device, "unet-classic"),
+            "diffkit": lambda: ours(store, options.seed, device, "unet", POINTS),
+            "diffkit, unet-classic": lambda: ours(store, options.seed, device, "unet-classic", (1.0,)),
             "diffusers stock": lambda: theirs("stock", *rest),
             "diffusers tuned": lambda: theirs("tuned", *rest),
         }
@@ -264,7 +295,7 @@ def main() -> None:
     runs = [each for each in earlier if each["seed"] != options.seed] + [run]
     figures = {"size": store.spec.height, "samples": SAMPLES, "calls": CALLS, "runs": runs}
     write(name, figures)
-    publish(f"{name}.json", "benchmarks.md", table(figures))
+    show(name)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Each trainer (see `peers.py`) takes a turn of some seconds in every round. Two networks: diffusers' UNet2DModel, and
 denoising-diffusion-pytorch's Unet, each as diffkit's backbone, too. On a GPU they are those of the examples at 128x128;
 elsewhere smaller ones of the same families. Writes results/training-DEVICE.json: images a second, ratios by round, the
-share of the peak, which is measured by a large product of matrices (a large convolution on a CPU) in the same run.
+share of the peak, which is measured by a large product of matrices (a large convolution on a CPU) in the same run, and
+of the roofline (see `roofline`).
 """
 
 from __future__ import annotations
@@ -127,6 +128,45 @@ def peak(device: torch.device, half: str) -> float:
     return best
 
 
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that a large copy reads and writes."""
+    source = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    target, best = torch.zeros_like(source), 0.0
+    for _ in range(8):
+        start = time.perf_counter()
+        target.copy_(source)
+        finish(device)
+        best = max(best, 2 * source.numel() / (time.perf_counter() - start))
+    return best
+
+
+def roofline(network: nn.Module, size: int, flops: float, bytes_a_second: float) -> float:
+    """Images a second that no kernels could pass which read and write every layer's activations once (bfloat16).
+
+    Each convolution takes as long as its operations or its traffic, whichever is longer; each normalisation, fused with
+    what follows it, 6 bytes a value forward and 10 backward; everything else its operations. Nothing for the optimiser.
+    """
+    seconds, counted = 0.0, 0.0
+
+    def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal seconds, counted
+        if isinstance(module, nn.GroupNorm):
+            seconds += 16 * output.numel() / bytes_a_second
+            return
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        work = 3 * 2 * output.numel() * weight.numel() / weight.shape[0]
+        counted += work
+        seconds += max(work / flops, 3 * 2 * (inputs[0].numel() + output.numel()) / bytes_a_second)
+
+    layers = [each for each in network.modules() if isinstance(each, nn.Conv2d | nn.Linear | nn.GroupNorm)]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    total = 3 * operations(network, size)
+    for hook in hooks:
+        hook.remove()
+    return 1 / (seconds + max(0.0, total - counted) / flops)
+
+
 def finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -186,14 +226,15 @@ def table(results: dict[str, Any]) -> str:
         lines += [
             f"{name} at {size}x{size}, batch {batch}, {flop:.2f} GFLOP forward; diffkit in {results['precision']}:",
             "",
-            "| trainer | images a second | share of peak | diffkit is faster by | first step |",
-            "|---|---|---|---|---|",
+            "| trainer | images a second | share of peak | of the roofline | diffkit is faster by | first step |",
+            "|---|---|---|---|---|---|",
         ]
         for trainer, figures in network["trainers"].items():
             speed, ratio = figures["images_per_second"], figures["diffkit_ratio"]
+            shares = f"{figures['share_of_peak']:.0%} | {figures['share_of_roofline']:.0%}"
             lines.append(
                 f"| {trainer} | {speed['median']:.1f} ({speed['min']:.1f} to {speed['max']:.1f}) "
-                f"| {figures['share_of_peak']:.0%} | {ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f}) "
+                f"| {shares} | {ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f}) "
                 f"| {figures['first_step_seconds']:.1f} s |"
             )
         lines.append("")
@@ -222,15 +263,18 @@ def main() -> None:
         half = choose_precision("auto", device, lambda: trial(x, c_noise).sample)
         trial.zero_grad(set_to_none=True)
         trial.cpu()
-        best = peak(device, half)
+        best, traffic = peak(device, half), bandwidth(device)
         for name, makers in contestants(folder, data, size, batch, device, half).items():
             count = operations(networks[name], size)
             print(f"{name}: {count / 1e9:.2f} GFLOP forward, peak {best / 1e12:.2f} TFLOP/s, {half}")
             found = compete(makers, options.rounds, options.seconds, batch, device)
+            most = roofline(networks[name], size, best, traffic)
             for each in found.values():
                 each["share_of_peak"] = round(each["images_per_second"]["median"] * 3 * count / best, 4)
+                each["share_of_roofline"] = round(each["images_per_second"]["median"] / most, 4)
             figures[name] = {"forward_flop": count, "trainers": found}
     results = {"size": size, "batch": batch, "precision": half, "peak_flops": best, "networks": figures}
+    results["bytes_a_second"] = traffic
     write(f"training-{device.type}", results)
     publish(f"training-{device.type}.json", "benchmarks.md", table(results))
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import TINY, call_diffkit
 from diffkit.engine.rangetest import HIGHEST, LOWEST, SAFETY, suggested
@@ -92,3 +93,25 @@ def test_the_batch_size_may_be_left_to_diffkit_by_its_name(dataset: Path) -> Non
         for text in ("0", "-3", "lots", "4.5"):
             done = call_diffkit(command, dataset, f"--batch-size={text}")
             assert done.returncode == ExitCode.USAGE and "at least 1, or auto" in done.stderr, done.stderr
+
+
+def test_a_batch_that_no_machine_can_read_is_refused_with_one_that_fits(dataset: Path) -> None:
+    done = call_diffkit("train", dataset, "--batch-size", 10**12, "--device", "cpu")
+    assert done.returncode == ExitCode.USAGE, done.stderr
+    assert "A batch of 1,000,000,000,000 images is too large" in done.stderr and "fit" in done.stderr
+
+
+def test_a_large_batch_is_computed_in_pieces_that_the_machine_holds(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffkit.compose.settings import new_settings
+    from diffkit.engine import devices
+    from diffkit.engine.store import Store
+
+    monkeypatch.setattr(devices, "machine_memory", lambda: 2**30)
+    given = {"train": {"batch_size": 2**15}, "data": {"path": str(dataset)}}
+    train = new_settings(given, Store.open(dataset), torch.device("cpu")).train
+    assert train.batch_size == 2**15 and train.micro_batch is not None and 1 < train.micro_batch < 2**12
+    given["train"] = {"batch_size": 64}
+    train = new_settings(given, Store.open(dataset), torch.device("cpu")).train
+    assert (train.batch_size, train.micro_batch) == (64, 64)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 SURVEYED = 1024  # images
+LARGE_PASS = 2**20  # pixels
 LEAST_DIFFERENCE = 1e-3
 
 
@@ -272,22 +273,42 @@ def _default_preset(count: int, device: torch.device) -> str:
 
 def _with_batch(settings: Settings, spec: ImageSpec, store: Store, device: torch.device) -> Settings:
     """Batch size and learning rate, unless given: from image size, data size, device memory and parameters."""
-    from diffkit.engine.devices import activation_bytes, memory_bytes
+    from diffkit.engine.devices import activation_bytes, machine_memory, memory_bytes
 
-    parameters = parameter_count(settings, spec)
+    def image_bytes() -> int:
+        network, inputs, condition = trial_network(settings, spec)
+        return max(1, activation_bytes(lambda: network(*inputs, **condition)))
+
+    parameters, pixels = parameter_count(settings, spec), spec.height * spec.width
     train, memory = settings.train, memory_bytes(device)
     if train.batch_size is not None:
         batch = train.batch_size
+        _check_batch(batch, store)
     elif memory is None:
-        batch = min(64, max(8, 2**18 // (spec.height * spec.width)), _power_of_two(store.count))
+        batch = min(64, max(8, 2**18 // pixels), _power_of_two(store.count))
     else:
-        network, inputs, condition = trial_network(settings, spec)
-        each = activation_bytes(lambda: network(*inputs, **condition))
-        fits = (0.6 * memory - 20 * parameters) / max(each, 1)
+        fits = (0.6 * memory - 20 * parameters) / image_bytes()
         batch = min(256, _power_of_two(fits), _power_of_two(store.count))
+    micro = min(train.micro_batch or batch, batch)
+    own = machine_memory() if memory is None else None
+    if own is not None and train.micro_batch is None and batch * pixels > LARGE_PASS:
+        # A system that hands out memory it has not got would end the process without a word.
+        micro = min(batch, _power_of_two(0.5 * own / image_bytes()))
     lr = train.lr or float(f"{min(2e-3, max(1e-4, 2e-3 * math.sqrt(3e6 / parameters))):.1e}")
-    update = {"batch_size": batch, "micro_batch": min(train.micro_batch or batch, batch), "lr": lr}
+    update = {"batch_size": batch, "micro_batch": micro, "lr": lr}
     return settings.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def _check_batch(batch: int, store: Store) -> None:
+    """Raises DiffkitError for more images than the machine can read at once: this batch, and the next beside it."""
+    from diffkit.engine.devices import machine_memory
+
+    each, memory = 2 * store.spec.height * store.spec.width * store.spec.channels, machine_memory()
+    if memory is not None and batch * each > memory / 2:
+        raise DiffkitError(
+            f"A batch of {batch:,} images is too large for this machine, which has {memory / 2**30:.0f} GiB of memory.",
+            f"At most {_power_of_two(memory / 2 / each):,} fit; from some thousands on there is nothing to gain.",
+        )
 
 
 def _power_of_two(most: float) -> int:

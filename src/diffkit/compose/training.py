@@ -371,11 +371,13 @@ def prepare_training(
     import torch
 
     from diffkit.engine.checkpoint import latest_checkpoint, set_aside
-    from diffkit.engine.devices import choose_device
+    from diffkit.engine.devices import choose_device, keep_freed_memory
     from diffkit.engine.speed import prepared
     from diffkit.engine.train import State
 
     device = choose_device(device_name)
+    if device.type == "cpu":
+        keep_freed_memory()
     settings = resumed_settings(given, store, run) if run.exists else new_settings(given, store, device)
     spec = training_spec(settings, store.spec)
     checkpoint, notes = None, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from diffkit.errors import DiffkitError, ExitCode
 
 Autocast = Callable[[], AbstractContextManager[object]]
 GAIN_WANTED = 1.1
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -103,6 +105,28 @@ def memory_bytes(device: torch.device) -> int | None:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     return None
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed, for this process: on a CPU each step frees what the next one needs.
+
+    Otherwise it goes back to the system, and comes again page by page, cleared: up to a tenth of a small network's
+    step. Does nothing where the library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(MMAP_THRESHOLD, 2**25)
+    mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def machine_memory() -> int | None:
+    """Bytes of the machine's own memory; None where not known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def memory_used(device: torch.device) -> int | None:
