@@ -9,16 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import TINY, call_diffkit, run_diffkit
 from diffkit.durable import read_lines
-from diffkit.engine.distributed import World
-from diffkit.errors import ExitCode
+from diffkit.engine.distributed import OtherFailed, World
+from diffkit.errors import DiffkitError, ExitCode
+from diffkit.measure.features import features
+from diffkit.measure.images import ImageSet
 from diffkit.rundir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -84,6 +88,45 @@ def test_one_then_two_then_one_process_train_like_one_and_sample_the_same(datase
     for record in records:
         pictures = [np.asarray(Image.open(tmp_path / name / record["file"])).astype(int) for name in "ab"]
         assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def image_set(count: int, read: Callable[[np.ndarray], np.ndarray]) -> ImageSet:
+    return ImageSet("made", count, (4, 4, 3), None, read, str)
+
+
+def looked_at(images: ImageSet, world: World) -> torch.Tensor:
+    work = features(images, torch.nn.Flatten(), torch.device("cpu"), world=world)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def test_sets_too_small_to_share_are_looked_at_whole_by_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise one with nothing to look at would not know how long a row is, and the others would wait."""
+    monkeypatch.setattr(World, "any", lambda self, flag: flag)
+    pixels = np.arange(3 * 48, dtype=np.uint8).reshape(3, 4, 4, 3)
+    for rank in range(4):
+        found = looked_at(image_set(3, lambda indices: pixels[indices]), World(rank, 4))
+        assert found.shape == (3, 48) and float(found.sum()) == float(pixels.sum())
+
+
+def test_the_process_that_cannot_read_an_image_speaks_and_the_others_end_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(indices: np.ndarray) -> np.ndarray:
+        if indices.max() >= 5:
+            raise DiffkitError("picture 5 cannot be read.", code=ExitCode.DATA)
+        return np.zeros((len(indices), 4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(World, "any", lambda self, flag: True)
+    with pytest.raises(DiffkitError, match="picture 5") as caught:
+        looked_at(image_set(8, read), World(1, 2))
+    assert caught.value.personal and caught.value.code == ExitCode.DATA
+    with pytest.raises(OtherFailed) as caught:
+        looked_at(image_set(8, read), World(0, 2))
+    assert caught.value.silent and not caught.value.personal and caught.value.code == ExitCode.DATA
 
 
 def test_two_processes_evaluate_like_one(

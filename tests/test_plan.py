@@ -10,7 +10,7 @@ import torch
 
 from conftest import TINY, call_diffkit
 from diffkit.engine.rangetest import HIGHEST, LOWEST, SAFETY, suggested
-from diffkit.errors import ExitCode
+from diffkit.errors import DiffkitError, ExitCode
 
 OPTIONS = (*TINY[:2], "--device", "cpu", "--precision", "float32", "--batch-size", "8")
 
@@ -63,8 +63,9 @@ def test_too_little_time_is_refused(dataset: Path, tmp_path: Path) -> None:
     assert "does not get through one batch of 8 images" in done.stderr
 
 
-def test_the_range_test_finds_a_learning_rate_and_the_command_has_it(dataset: Path) -> None:
-    done = call_diffkit("plan", dataset, "--lr-test", *OPTIONS)
+@pytest.mark.parametrize("more", [(), ("--set", "train.learned_weighting=true")])
+def test_the_range_test_finds_a_learning_rate_and_the_command_has_it(dataset: Path, more: tuple[str, ...]) -> None:
+    done = call_diffkit("plan", dataset, "--lr-test", *OPTIONS, *more)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "range test" in line)
     lr = float(line.split("learning rate of ")[1].split()[0])
@@ -78,6 +79,8 @@ def test_a_rate_well_below_where_the_loss_breaks_away_is_suggested() -> None:
     assert suggested(list(zip(rates, falling, strict=True))) == pytest.approx(rates[-1] / SAFETY, rel=0.05)
     broken = [*falling[:9], 0.3, 0.5, 1.2, 4.0]  # 1/9 was the lowest
     assert suggested(list(zip(rates, broken, strict=True))) == pytest.approx(rates[9] / SAFETY, rel=0.05)
+    with pytest.raises(DiffkitError, match="diverges at a learning rate of 0.0001"):
+        suggested([])
     bump = [1.0, 0.5, 0.9, *falling[3:]]  # one bad batch is no break
     assert suggested(list(zip(rates, bump, strict=True))) == pytest.approx(rates[-1] / SAFETY, rel=0.05)
 

@@ -91,6 +91,27 @@ def test_what_is_written_is_the_state_as_it_was(tmp_path: Path, layout: torch.me
     state.restore(found)
 
 
+def test_a_save_waits_for_the_memory_that_was_asked_for(tmp_path: Path) -> None:
+    """Else what has been copied would be cleared after it."""
+    found: list[dict[str, Tensor]] = []
+    checkpoint = Checkpoint({f"tensor-{number}": torch.ones(2**20) for number in range(16)}, 8)
+    for turn in range(3):
+        saver = Saver()
+        saver.reserve(checkpoint)
+        saver.begin(checkpoint, lambda copy: found.append(copy.tensors)).result()
+        (copies,) = found
+        assert all(bool((copy == 1).all()) for copy in copies.values()), turn
+        found.clear()
+
+
+def test_a_type_that_no_file_can_hold_is_named(tmp_path: Path) -> None:
+    complex_numbers = torch.randn(3, dtype=torch.complex64)
+    write_tensors(tmp_path / "a", {"rotary": complex_numbers}, {})
+    assert torch.equal(read_tensors(tmp_path / "a")[0]["rotary"], complex_numbers)
+    with pytest.raises(DiffkitError, match="odd is of type torch.complex128"):
+        write_tensors(tmp_path / "b", {"odd": torch.randn(3, dtype=torch.complex128)}, {})
+
+
 def steps(state: State, count: int):  # type: ignore[no-untyped-def]
     for number in range(1, count + 1):
         state.images_seen = number * 8

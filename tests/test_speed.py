@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -135,3 +138,25 @@ def test_elsewhere_a_graphed_network_is_the_network() -> None:
     x, c_noise = torch.randn(2, 3, 16, 16), torch.zeros(2)
     with torch.inference_mode():
         assert torch.equal(Graphed(network)(x, c_noise), network(x, c_noise))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_not_fetched_again_page_by_page() -> None:
+    code = """
+import resource, sys, torch
+from diffkit.engine.devices import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults(rounds):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        some = [torch.ones(2**20) for _ in range(6)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(3)
+print(faults(20))
+"""
+    found = [
+        int(subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=True).stdout)
+        for word in ("keep", "plain")
+    ]
+    assert found[0] < 1000 < found[1]

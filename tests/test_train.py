@@ -95,6 +95,7 @@ class Memory:
         self.count = count
         self.pixels = rng.integers(0, 256, (count, side, side, 1), dtype=np.uint8)
         self.classes = np.arange(count) % 3 - 1
+        self.spec = ImageSpec(1, side, side, ("a", "b"))
 
     def gather(self, indices: np.ndarray, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
         return self.pixels[indices], self.classes[indices]

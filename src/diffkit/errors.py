@@ -26,10 +26,10 @@ class ExitCode(IntEnum):
 class DiffkitError(Exception):
     """Something a user can mend: what is wrong, then (`hint`) the nearest right thing or the next command.
 
-    `silent`: of several processes, only the first speaks of it.
+    `silent`: of several processes, only the first speaks of it; `personal`: only this one knows it, and speaks.
     """
 
-    silent = False
+    silent = personal = False
 
     def __init__(self, message: str, hint: str = "", *, code: ExitCode = ExitCode.USAGE) -> None:
         super().__init__(message)

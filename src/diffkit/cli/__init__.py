@@ -110,7 +110,8 @@ def _explain(error: DiffkitError) -> None:
     from diffkit.cli.console import err, plain
 
     # What is wrong with the command, or with the data, the first of several processes says for all.
-    err.quiet = err.quiet and (error.code in {ExitCode.USAGE, ExitCode.DATA} or error.silent)
+    common = error.code in {ExitCode.USAGE, ExitCode.DATA} or error.silent
+    err.quiet = err.quiet and common and not error.personal
     if _debugging():
         err.print_exception()
     err.print("[bold red]Error:[/] " + plain(error.message), highlight=False)

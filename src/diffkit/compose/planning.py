@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WARMUP_STEPS, LEAST_STEPS, TRIAL_SECONDS = 2, 4, 8.0
 TRAINING_SHARE = 0.9
 """The share of the time that is training; the rest goes to looks at held-out images, sample grids and checkpoints."""
-PROBED = ("precision", "compile", "channels_last", "micro_batch")
+PROBED = ("precision", "compile", "channels_last", "micro_batch", "lr")
 
 
 @dataclass(frozen=True)

@@ -103,15 +103,18 @@ class Training:
             agreed=self.world.any,
         )
         begun = False
-        for event in session(self.state, steps, cadence, chores):
-            if self.world.leads and not begun:
-                self.saver.reserve(self.state.checkpoint())
-                begun = True
-            if self.world.leads and (record := _record(event, self.run)):
-                self.run.add_metrics(record)
-            yield event
-            if trackers is not None:
-                yield from trackers.tell(event)
+        try:
+            for event in session(self.state, steps, cadence, chores):
+                if self.world.leads and not begun:
+                    self.saver.reserve(self.state.checkpoint())
+                    begun = True
+                if self.world.leads and (record := _record(event, self.run)):
+                    self.run.add_metrics(record)
+                yield event
+                if trackers is not None:
+                    yield from trackers.tell(event)
+        finally:  # before the run's lock goes
+            self.saver.wait()
 
     def history(self) -> list[Validated]:
         """What was found on held-out images so far."""

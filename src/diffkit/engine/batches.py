@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
@@ -26,6 +26,9 @@ class Images(Protocol):
     @property
     def count(self) -> int: ...
 
+    @property
+    def spec(self) -> ImageSpec: ...
+
     def gather(
         self, indices: npt.NDArray[np.int64], part: str = "train"
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64] | None]: ...
@@ -35,22 +38,30 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """stored uint8 [B, H, W, C], label float32 [B, K], positions int64 [B], paired inputs uint8 [B, H, W, C'].
+    """positions int64 [B], label float32 [B, K], and pictures by kind: uint8 [B, H, W, C], all on the CPU.
 
-    All on the CPU, but for pictures of a data set that is kept on the device; label and inputs may be None. `task`
-    makes the conditioning image, once on the device.
+    Pictures are "images" and, of pairs, "inputs". Of a data set that is kept on the device (`resident`) they are cut
+    out there, at `places` int64 [B, 4]: row, top, left, and 1 where mirrored; `size`: their height and width. label
+    may be None. `task` makes the conditioning image, once on the device.
     """
 
-    stored: Tensor
-    label: Tensor | None
     positions: Tensor
-    inputs: Tensor | None = None
+    label: Tensor | None
+    pictures: Mapping[str, Tensor]
+    places: Tensor
+    size: tuple[int, int]
+    resident: Mapping[str, Tensor]
     task: Task | None = None
     seed: int = 0
 
+    @property
+    def stored(self) -> Tensor:
+        """The images, on whichever device they are."""
+        return self._picture("images", self.positions.device)
+
     def pinned(self) -> Batch:
         """In page-locked memory, from which copies to a GPU do not wait."""
-        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def split(self, size: int) -> list[Batch]:
         """Micro-batches of at most `size` images."""
@@ -61,20 +72,32 @@ class Batch:
         return [piece(start) for start in range(0, len(self.positions), size)]
 
     def to(self, device: torch.device) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """clean [B, C, H, W] in [-1, 1], the condition, and positions, on the device."""
-        there = self._each(lambda tensor: tensor.to(device, non_blocking=True))
-        clean = decode(there.stored)
-        condition = {} if there.label is None else {"label": there.label}
+        """clean [B, C, H, W] in [-1, 1], the condition, and positions, on the device. Never waits for it."""
+        clean = decode(self._picture("images", device))
+        positions = self.positions.to(device, non_blocking=True)
+        condition = {} if self.label is None else {"label": self.label.to(device, non_blocking=True)}
         if self.task is not None:
-            shown = clean if there.inputs is None else decode(there.inputs)
+            paired = "inputs" in self.pictures or "inputs" in self.resident
+            shown = decode(self._picture("inputs", device)) if paired else clean
             condition["image"] = self.task(
-                shown, lambda count: uniform(self.seed, Purpose.TASK, there.positions, count), None
+                shown, lambda count: uniform(self.seed, Purpose.TASK, positions, count), None
             )
-        return clean, condition, there.positions
+        return clean, condition, positions
+
+    def _picture(self, kind: str, device: torch.device) -> Tensor:
+        if kind not in self.resident:
+            return self.pictures[kind].to(device, non_blocking=True)
+        kept = self.resident[kind]
+        return pieces(kept, self.places.to(kept.device, non_blocking=True), self.size)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        label, inputs = (None if tensor is None else change(tensor) for tensor in (self.label, self.inputs))
-        return Batch(change(self.stored), label, change(self.positions), inputs, self.task, self.seed)
+        return replace(
+            self,
+            positions=change(self.positions),
+            label=None if self.label is None else change(self.label),
+            pictures={kind: change(tensor) for kind, tensor in self.pictures.items()},
+            places=change(self.places),
+        )
 
 
 @dataclass(frozen=True)
@@ -98,33 +121,41 @@ class Batches:
         indices = self._indices(positions)
         columns = {"labels": self.spec.classes, "attributes": self.spec.attributes}
         classes, values = (self.images.column(kind, indices) if there else None for kind, there in columns.items())
-        stored = self._pictures("images", indices, positions)
-        assert stored is not None
         batch = Batch(
-            stored,
-            self._label(vectors(self.spec, classes, values), positions),
-            positions,
-            None if self.task is None else self._pictures("inputs", indices, positions),
-            self.task,
-            self.seed,
+            positions=positions,
+            label=self._label(vectors(self.spec, classes, values), positions),
+            pictures={},
+            places=self._places(indices, positions),
+            size=(self.spec.height, self.spec.width),
+            resident=self.resident,
+            task=self.task,
+            seed=self.seed,
         )
+        kinds = ("images",) if self.task is None else ("images", "inputs")
+        batch = replace(batch, pictures=self._read(kinds, indices, batch))
         return batch.pinned() if pinned else batch
 
-    def _pictures(self, kind: str, indices: npt.NDArray[np.int64], positions: Tensor) -> Tensor | None:
-        """Cropped and mirrored, an image and its pair alike; None of a kind that the set does not have."""
-        stored, rows = self.resident.get(kind), torch.from_numpy(indices)
-        if stored is None:
-            read = self.images.column(kind, indices)
-            if read is None:
-                return None
-            stored, rows = torch.from_numpy(read), torch.arange(len(read))
-        height, width = self.spec.height, self.spec.width
-        spare = torch.tensor([stored.shape[1] - height, stored.shape[2] - width])
-        corners = torch.zeros(len(rows), 2, dtype=torch.int64)
+    def _read(self, kinds: Sequence[str], indices: npt.NDArray[np.int64], batch: Batch) -> dict[str, Tensor]:
+        """Cropped and mirrored, an image and its pair alike: what the device does not keep."""
+        read = {kind: self.images.column(kind, indices) for kind in kinds if kind not in self.resident}
+        places = torch.cat([torch.arange(len(indices))[:, None], batch.places[:, 1:]], dim=1)
+        return {
+            kind: pieces(torch.from_numpy(found), places, batch.size)
+            for kind, found in read.items()
+            if found is not None
+        }
+
+    def _places(self, indices: npt.NDArray[np.int64], positions: Tensor) -> Tensor:
+        """See `Batch`."""
+        places = torch.zeros(len(indices), 4, dtype=torch.int64)
+        places[:, 0] = torch.from_numpy(indices)
+        stored = self.images.spec
+        spare = torch.tensor([stored.height - self.spec.height, stored.width - self.spec.width])
         if spare.any():
-            corners = (uniform(self.seed, Purpose.CROP, positions, 2) * (spare + 1)).long()
-        mirrored = uniform(self.seed, Purpose.FLIP, positions)[:, 0] < 0.5 if self.flip else None
-        return pieces(stored, rows, corners, mirrored, (height, width))
+            places[:, 1:3] = (uniform(self.seed, Purpose.CROP, positions, 2) * (spare + 1)).long()
+        if self.flip:
+            places[:, 3] = uniform(self.seed, Purpose.FLIP, positions)[:, 0] < 0.5
+        return places
 
     def _indices(self, positions: Tensor) -> npt.NDArray[np.int64]:
         """Every epoch visits every image once, in an order of its own."""
@@ -141,19 +172,17 @@ class Batches:
         return dropped(label, self.spec, draws, self.label_dropout)
 
 
-def pieces(stored: Tensor, rows: Tensor, corners: Tensor, mirrored: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """Pieces of `size`, height and width, of the images in these rows of `stored` [N, H, W, C]: [B, h, w, C] there.
+def pieces(stored: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pieces of `size`, height and width, of images [N, H, W, C]: [B, h, w, C] on their device.
 
-    corners [B, 2]: top and left of each piece; mirrored [B]: whether it is turned left to right.
+    places int64 [B, 4], on the same device: row, top and left of each piece, and 1 where it is mirrored.
     """
     height, width = size
-    device = stored.device
-    lines = corners[:, :1].to(device) + torch.arange(height, device=device)
-    columns = torch.arange(width, device=device).expand(len(rows), -1)
-    if mirrored is not None:
-        columns = torch.where(mirrored[:, None].to(device), columns.flip(1), columns)
-    columns = columns + corners[:, 1:].to(device)
-    return stored[rows.to(device)[:, None, None], lines[:, :, None], columns[:, None, :]]
+    rows, top, left, mirrored = places[:, :, None].unbind(1)
+    lines = top + torch.arange(height, device=stored.device)
+    columns = torch.arange(width, device=stored.device)
+    columns = left + torch.where(mirrored > 0, columns.flip(0), columns)
+    return stored[rows[:, :, None], lines[:, :, None], columns[:, None, :]]
 
 
 @lru_cache(maxsize=2)

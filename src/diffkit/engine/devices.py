@@ -45,6 +45,8 @@ def choose_device(name: str) -> torch.device:
             "Try --device auto or --device cpu.",
             code=ExitCode.MACHINE,
         )
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # streams, events and graphs are those of the current one
     return device
 
 

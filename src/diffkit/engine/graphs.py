@@ -5,6 +5,7 @@ At a few images the GPU is done with each kernel before the next has been launch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ TOLERANCE = 0.02
 
 class _Graph(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    inputs: dict[str, Tensor]
+    inputs: list[Tensor]
     output: Tensor
 
 
@@ -37,45 +38,57 @@ class Graphed(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, **condition: Tensor) -> Tensor:
         """As the network's own."""
-        inputs = {"x": x, "c_noise": c_noise, **condition}
         small = x.is_cuda and len(x) * x.shape[-2] * x.shape[-1] <= MOST_POSITIONS
         if not small or torch.is_grad_enabled() or self.network.training:
-            return self._call(inputs)
-        key = (torch.is_autocast_enabled("cuda"), *((name, tuple(each.shape)) for name, each in inputs.items()))
+            return self._call(x, c_noise, condition)
+        shapes = ((name, tuple(each.shape)) for name, each in {"": x, **condition}.items())
+        key = (torch.is_autocast_enabled("cuda"), *shapes)
         if key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))
-            self._graphs[key] = self._captured(inputs)
+            with torch.cuda.device(x.device):
+                self._graphs[key] = self._captured(x, c_noise, condition)
         found = self._graphs[key]
-        return self._call(inputs) if found is None else _replayed(found, inputs)
+        return (
+            self._call(x, c_noise, condition) if found is None else _replayed(found, [x, c_noise, *condition.values()])
+        )
 
-    def _call(self, inputs: dict[str, Tensor]) -> Tensor:
-        result: Tensor = self.network(**inputs)
+    def _call(self, x: Tensor, c_noise: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        result: Tensor = self.network(x, c_noise, **condition)
         return result
 
-    def _captured(self, inputs: dict[str, Tensor]) -> _Graph | None:
-        """The call as a graph; None if it cannot be captured, or if the replay answers otherwise."""
-        fixed = {name: tensor.clone() for name, tensor in inputs.items()}
+    def _captured(self, x: Tensor, c_noise: Tensor, condition: dict[str, Tensor]) -> _Graph | None:
+        """The call as a graph; None if it cannot be captured, or if the replay answers otherwise.
+
+        It is captured with other inputs than it is then tried with: a graph that ignores them is found out.
+        """
+        with torch.inference_mode(False):
+            inputs = [torch.full_like(each, 0.5) for each in (x, c_noise, *condition.values())]
+        named = dict(zip(condition, inputs[2:], strict=True))
+        own = torch.cuda.current_stream()
         aside = torch.cuda.Stream()
         try:
-            aside.wait_stream(torch.cuda.current_stream())
+            aside.wait_stream(own)
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
-                    own = self._call(fixed).clone()
-            torch.cuda.current_stream().wait_stream(aside)
+                    self._call(inputs[0], inputs[1], named)
+            own.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                output = self._call(fixed)
-            found = _Graph(graph, fixed, output)
-            again = _replayed(found, inputs)
-            near = float((again - own).abs().max()) <= TOLERANCE * float(own.abs().max())
+                output = self._call(inputs[0], inputs[1], named)
+            found = _Graph(graph, inputs, output)
+            wanted = self._call(x, c_noise, condition)
+            replay = _replayed(found, [x, c_noise, *condition.values()])
+            near = float((replay - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max())
         except RuntimeError:
             return None
+        finally:
+            torch.cuda.set_stream(own)  # a capture that fails leaves its own behind
         return found if near else None
 
 
-def _replayed(found: _Graph, inputs: dict[str, Tensor]) -> Tensor:
-    for name, tensor in inputs.items():
-        found.inputs[name].copy_(tensor)
+def _replayed(found: _Graph, inputs: Sequence[Tensor]) -> Tensor:
+    for fixed, tensor in zip(found.inputs, inputs, strict=True):
+        fixed.copy_(tensor)
     found.graph.replay()
     return found.output.clone()

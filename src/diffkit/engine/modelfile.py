@@ -27,6 +27,12 @@ TYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 
 
@@ -44,9 +50,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
     """Write atomically, with a checksum of the tensors in the header.
 
     The layout is that of safetensors.torch.save. Its bytes go to the file piece by piece, from where they are, in calls
-    that release Python's lock: this may run in a thread beside the training.
+    that release Python's lock: this may run in a thread beside the training. Raises DiffkitError for a type of numbers
+    that safetensors does not know.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in plain.items():
+        if tensor.dtype not in TYPES:
+            raise DiffkitError(f"{name} is of type {tensor.dtype}, which no file of weights can hold.")
     text = json.dumps({**header, "version": VERSION, "sha256": tensors_hash(plain)}, ensure_ascii=False)
     index: dict[str, Any] = {"__metadata__": {KEY: text}}
     names, end = sorted(plain, key=lambda name: (-plain[name].element_size(), name)), 0

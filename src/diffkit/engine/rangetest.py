@@ -19,7 +19,7 @@ WORSE, SAFETY = 1.5, 5.0
 def range_test(
     state: State, denoiser: Denoiser, batches: Batches, levels: Levels, recipe: Recipe, weigh: Weigh | None
 ) -> Iterator[tuple[float, float]]:
-    """Rates, rising evenly in their logarithm, and the mean loss of six steps with each; ends when the loss explodes.
+    """Rates, rising evenly in their logarithm, and the mean unweighted loss of six steps with each, until it explodes.
 
     The state is trained on from where it is: give one that is not needed any more.
     """
@@ -32,11 +32,13 @@ def range_test(
             state, denoiser, batches, levels, squared_error, at, weigh=weigh, until_images=until, report_every=10**9
         )
         try:
-            (loss,) = (step.loss for step in steps if isinstance(step, Progress) and step.loss is not None)
+            (last,) = (step for step in steps if isinstance(step, Progress) and step.loss is not None)
         except DiffkitError as error:
             if error.code != ExitCode.NON_FINITE:
                 raise
             return
+        errors = [error for error in last.by_level if error is not None]
+        loss = sum(errors) / len(errors)
         yield lr, loss
         lowest = min(lowest, loss)
         if loss > 2 * WORSE * lowest:
@@ -46,8 +48,14 @@ def range_test(
 def suggested(found: Sequence[tuple[float, float]]) -> float:
     """A fifth of the first rate from which on the loss stays above one and a half times its lowest before.
 
-    Where it never does, a fifth of the highest rate. Two significant digits.
+    Where it never does, a fifth of the highest rate. Two significant digits. Raises DiffkitError if there is none.
     """
+    if not found:
+        raise DiffkitError(
+            f"The training diverges at a learning rate of {LOWEST:g} already.",
+            "Try --precision float32, or another --prediction.",
+            code=ExitCode.NON_FINITE,
+        )
     breaks = found[-1][0]
     for number in range(len(found) - 1, 0, -1):
         lowest = min(loss for _, loss in found[:number])

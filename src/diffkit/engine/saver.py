@@ -22,24 +22,32 @@ class Saver:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "saver")
         self._copies: dict[str, Tensor] = {}
+        self._reserved: Future[None] | None = None
 
     def reserve(self, checkpoint: Checkpoint) -> None:
         """Get the memory ready, in the thread: the first touch of it takes longer than a copy."""
-        self._thread.submit(lambda: [self._copy_of(*item).zero_() for item in checkpoint.tensors.items()])
+
+        def touch() -> None:
+            for name, tensor in checkpoint.tensors.items():
+                self._copy_of(name, tensor).zero_()
+
+        self._reserved = self._thread.submit(touch)
 
     def begin(self, checkpoint: Checkpoint, write: Callable[[Checkpoint], None]) -> Future[None]:
         """Copy, and have `write` called with the copy; the result is there when that is done, or has failed.
 
         The last one has to be finished. Copies from a GPU are queued behind its work, and only the thread waits.
         """
+        if self._reserved is not None:
+            self._reserved.result()
         copies = {name: self._copy_of(name, tensor) for name, tensor in checkpoint.tensors.items()}
         event: torch.cuda.Event | None = None
         for name, tensor in checkpoint.tensors.items():
-            copies[name].copy_(tensor.detach(), non_blocking=True)
-            if tensor.is_cuda and event is None:
-                event = torch.cuda.Event()
-        if event is not None:
-            event.record()
+            copies[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+        device = next(iter(checkpoint.tensors.values())).device
+        if device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(device))
 
         def finish() -> None:
             if event is not None:
@@ -47,6 +55,10 @@ class Saver:
             write(replace(checkpoint, tensors=copies))
 
         return self._thread.submit(finish)
+
+    def wait(self) -> None:
+        """Until nothing is being written, whatever became of it."""
+        self._thread.submit(lambda: None).result()
 
     def _copy_of(self, name: str, tensor: Tensor) -> Tensor:
         """Of the same layout, in page-locked memory if it comes from a GPU."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from diffkit import durable
-from diffkit.engine.distributed import ALONE, World
-from diffkit.errors import DiffkitError
+from diffkit.engine.distributed import ALONE, OtherFailed, World
+from diffkit.errors import DiffkitError, ExitCode
 from diffkit.measure.images import ImageSet
 
 BATCH = 32
@@ -30,15 +30,21 @@ def features(
     are taken from the cache, or put there, if the images can be told from others. Each process of `world` looks at its
     share.
     """
-    path = _cache_file(images, name) if name else None
+    path, leads = _cache_file(images, name) if name else None, world.leads
     kept = None if path is None else _kept(path)
     if not world.any(kept is None):
         assert kept is not None
         return kept
-    found, own = torch.empty(0), world.share(images.count)
+    if images.count < world.size:
+        world = ALONE  # too few to share: each looks at all of them
+    found, own, failed = torch.empty(0), world.share(images.count), None
     for start in range(own.start, own.stop, BATCH):
         end = min(start + BATCH, own.stop)
-        pixels = images.read(np.arange(start, end))
+        try:
+            pixels = images.read(np.arange(start, end))
+        except DiffkitError as error:
+            failed = error
+            break
         stored = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(device)
         with torch.inference_mode():
             piece = extractor(stored.expand(-1, 3, -1, -1))
@@ -46,8 +52,13 @@ def features(
             found = torch.zeros(images.count, piece.shape[1])
         found[start:end] = piece
         yield min(images.count, (end - own.start) * world.size)
+    if world.any(failed is not None):
+        if failed is None:
+            raise OtherFailed("Another process could not read its images.", code=ExitCode.DATA)
+        failed.personal = True
+        raise failed
     world.add([found])
-    if path is not None and world.leads:
+    if path is not None and leads:
         _keep(path, found)
     return found
 
