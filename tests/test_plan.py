@@ -79,7 +79,7 @@ def test_a_rate_well_below_where_the_loss_breaks_away_is_suggested() -> None:
     assert suggested(list(zip(rates, falling, strict=True))) == pytest.approx(rates[-1] / SAFETY, rel=0.05)
     broken = [*falling[:9], 0.3, 0.5, 1.2, 4.0]  # 1/9 was the lowest
     assert suggested(list(zip(rates, broken, strict=True))) == pytest.approx(rates[9] / SAFETY, rel=0.05)
-    with pytest.raises(DiffkitError, match="diverges at a learning rate of 0.0001"):
+    with pytest.raises(DiffkitError, match=r"diverges at a learning rate of 0\.0001"):
         suggested([])
     bump = [1.0, 0.5, 0.9, *falling[3:]]  # one bad batch is no break
     assert suggested(list(zip(rates, bump, strict=True))) == pytest.approx(rates[-1] / SAFETY, rel=0.05)
