@@ -223,11 +223,13 @@ def table(results: dict[str, Any]) -> str:
             if name in run["contestants"]
         ]
         distance, after = spread([end["distance"] for end in ends]), spread(reached)
-        share = after["median"] / seconds
+        share, between = after["median"] / seconds, f" ({distance['min']:.3f} to {distance['max']:.3f})"
+        soonest = min(run["contestants"]["diffkit"]["curve"][0]["seconds"] for run in runs)
+        words = "at most " if after["median"] <= soonest else ""
         lines.append(
             f"| {name} | {found[0]['network']} | {ends[0]['images']:,} "
-            f"| {distance['median']:.3f} ({distance['min']:.3f} to {distance['max']:.3f}) "
-            f"| {after['median']:.0f} s | {share:.2f} |"
+            f"| {distance['median']:.3f}{between if seeds > 1 else ''} "
+            f"| {words}{after['median']:.0f} s | {words}{share:.2f} |"
         )
     return "\n".join(lines)
 
@@ -248,6 +250,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
             label = name if run is results["runs"][0] else None
             axes.errorbar(times, values, bars, marker="o", ms=4, lw=1.6, capsize=2, color=f"C{number}", label=label)
     axes.set_xscale("log")
+    end = results["runs"][0]["seconds"]
+    ticks = [round(share * end) for share in POINTS]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("seconds of training")
     axes.set_ylabel(f"KD-lite0 of {results['samples']:,} samples")
     axes.grid(alpha=0.25, which="both")

@@ -159,4 +159,4 @@ print(faults(20))
         int(subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=True).stdout)
         for word in ("keep", "plain")
     ]
-    assert found[0] < 1000 < found[1]
+    assert 4 * found[0] < found[1]
