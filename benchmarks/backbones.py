@@ -38,9 +38,6 @@ def variants(lean: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
         "skips put beside": ("unet", {**lean, "skips": "concat"}),
         "and convolutions between": ("unet", fuller),
         "and without the lowest stage": ("unet", shorter),
-        "attention at 8x8": ("unet", {**lean, "attention": 8}),
-        "wider at the bottom": ("unet", {**lean, "multipliers": (*lean["multipliers"][:-1], 4)}),
-        "patch 4, 128 channels": ("unet", {**lean, "patch": 4, "width": 128, "multipliers": lean["multipliers"][:-1]}),
         "unet-classic": ("unet-classic", {}),
     }
 

@@ -245,11 +245,15 @@ class Training:
     def header(self) -> dict[str, Any]:
         """What `model.safetensors` says of itself."""
         return {
-            "settings": to_tables(self.settings),
+            "settings": self._tables,
             "spec": self.spec.to_dict(),
             "mean": list(self.store.mean),
             "images_seen": self.state.images_seen,
         }
+
+    @cached_property
+    def _tables(self) -> dict[str, Any]:
+        return to_tables(self.settings)
 
     def preview(self) -> Previewed:
         """A grid of samples by the averaged weights, a row or a column for each class, and the samples' colours."""
