@@ -150,10 +150,10 @@ if sys.argv[1] == "keep":
 def faults(rounds):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(rounds):
-        some = [torch.ones(2**20) for _ in range(6)]
+        some = [torch.ones(6 * 2**20) for _ in range(6)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults(3)
-print(faults(20))
+print(faults(10))
 """
     found = [
         int(subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=True).stdout)
