@@ -68,6 +68,9 @@ def test_the_range_test_finds_a_learning_rate_and_the_command_has_it(dataset: Pa
     done = call_diffkit("plan", dataset, "--lr-test", *OPTIONS, *more)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "range test" in line)
+    if "the default stands" in line:
+        assert "--lr" not in done.stderr
+        return
     lr = float(line.split("learning rate of ")[1].split()[0])
     assert LOWEST / SAFETY <= lr <= HIGHEST / SAFETY
     assert f"--lr {lr}" in done.stderr
@@ -76,13 +79,13 @@ def test_the_range_test_finds_a_learning_rate_and_the_command_has_it(dataset: Pa
 def test_a_rate_well_below_where_the_loss_breaks_away_is_suggested() -> None:
     rates = [1e-4 * 10 ** (number / 4) for number in range(13)]
     falling = [1.0 / (1 + number) for number in range(13)]
-    assert suggested(list(zip(rates, falling, strict=True))) == pytest.approx(rates[-1] / SAFETY, rel=0.05)
+    assert suggested(list(zip(rates, falling, strict=True))) is None
     broken = [*falling[:9], 0.3, 0.5, 1.2, 4.0]  # 1/9 was the lowest
     assert suggested(list(zip(rates, broken, strict=True))) == pytest.approx(rates[9] / SAFETY, rel=0.05)
     with pytest.raises(DiffkitError, match=r"diverges at a learning rate of 0\.0001"):
         suggested([])
     bump = [1.0, 0.5, 0.9, *falling[3:]]  # one bad batch is no break
-    assert suggested(list(zip(rates, bump, strict=True))) == pytest.approx(rates[-1] / SAFETY, rel=0.05)
+    assert suggested(list(zip(rates, bump, strict=True))) is None
 
 
 def test_the_batch_size_may_be_left_to_diffkit_by_its_name(dataset: Path) -> None:

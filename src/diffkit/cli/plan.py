@@ -67,6 +67,10 @@ def plan(
     words |= {"--lr": planned.lr}
     options = [part for key, value in words.items() if value is not None for part in (key, str(value))]
     options += [part for each in settings or [] for part in ("--set", each)]
+    if lr_test and planned.lr is None:
+        training.notes.append(
+            "The range test found no learning rate at which the loss breaks away: the default stands."
+        )
     _show(training, planned, shlex.join(["diffkit", "train", str(data), *options]))
 
 

@@ -105,7 +105,7 @@ def plan(
     return training, planned
 
 
-def _learning_rate(training: Training) -> float:
+def _learning_rate(training: Training) -> float | None:
     """By the range test, on the few steps that the training has made."""
     from diffkit.engine.rangetest import range_test, suggested
 

@@ -45,10 +45,10 @@ def range_test(
             return
 
 
-def suggested(found: Sequence[tuple[float, float]]) -> float:
+def suggested(found: Sequence[tuple[float, float]]) -> float | None:
     """A fifth of the first rate from which on the loss stays above one and a half times its lowest before.
 
-    Where it never does, a fifth of the highest rate. Two significant digits. Raises DiffkitError if there is none.
+    Two significant digits; None where it never does: then the test says nothing. Raises DiffkitError if there is none.
     """
     if not found:
         raise DiffkitError(
@@ -56,10 +56,10 @@ def suggested(found: Sequence[tuple[float, float]]) -> float:
             "Try --precision float32, or another --prediction.",
             code=ExitCode.NON_FINITE,
         )
-    breaks = found[-1][0]
+    breaks: float | None = None
     for number in range(len(found) - 1, 0, -1):
         lowest = min(loss for _, loss in found[:number])
         if found[number][1] <= WORSE * lowest:
             break
         breaks = found[number][0]
-    return float(f"{breaks / SAFETY:.1e}")
+    return None if breaks is None else float(f"{breaks / SAFETY:.1e}")
