@@ -9,7 +9,6 @@ last tenth, and the kernel distance of samples (see `quality.py`). Writes result
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import publish, spread, write
+from common import asked, publish, spread, write
 from quality import Judge, UnlabelledStore
 
 from diffkit.backbones.presets import unet_preset
 from diffkit.compose.training import Training, prepare_training
-from diffkit.core.denoiser import squared_error
-from diffkit.engine.train import Progress, train
+from diffkit.engine.train import Progress
 from diffkit.rundir import RunDir
 
 ROUNDS, TURN, LAST = 5, 3.0, 0.1
@@ -51,16 +49,7 @@ def made(store: UnlabelledStore, backbone: str, options: dict[str, Any], seed: i
 def trained(training: Training, images: int | None, stop: Callable[[], bool]) -> tuple[list[float], int]:
     """Losses by step, until so many images have been seen, or `stop`."""
     losses, seen = [], training.state.images_seen
-    for step in train(
-        training.state,
-        training.denoiser,
-        training.batches(),
-        training.levels(),
-        squared_error,
-        training.recipe,
-        until_images=images,
-        report_every=1,
-    ):
+    for step in training.steps(images):
         if isinstance(step, Progress) and step.loss is not None:
             losses.append(step.loss)
         if stop():
@@ -97,12 +86,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--seconds", type=float, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    options = asked(data=True, seconds=100.0, seed=0)
     device = options.device
     store = UnlabelledStore.open(options.data)
     judge = Judge(store, device)

@@ -49,14 +49,21 @@ def publish(mark: str, page: str, text: str) -> None:
     path.write_text(found)
 
 
-def asked(**options: int | float) -> argparse.Namespace:
-    """The command line: --device, --size and --batch, which follow from the device, and `options` by their defaults."""
+def asked(*, data: bool = False, **options: int | float) -> argparse.Namespace:
+    """The command line: --device, --size and --batch, which follow from the device, and `options` by their defaults.
+
+    `data`: a prepared set is to be named, which has a size of its own; the batch is then the device's.
+    """
     import torch
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", type=int)
-    parser.add_argument("--batch", type=int)
+    parser.set_defaults(size=None, batch=None)
+    if data:
+        parser.add_argument("data", type=Path)
+    else:
+        parser.add_argument("--size", type=int)
+        parser.add_argument("--batch", type=int)
     for name, default in options.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     found = parser.parse_args()

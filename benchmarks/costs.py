@@ -10,7 +10,6 @@ its own. Writes results/costs-DEVICE.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import publish, spread, write
+from common import asked, publish, spread, write
 from training import diffusers_network, images
 
 SAVES, STEPS_BETWEEN = 8, 12
@@ -53,9 +52,7 @@ def first_step(data: Path, device: str, rounds: int) -> dict[str, Any]:
 def stall(data: Path, device: torch.device) -> dict[str, Any]:
     """Seconds of a plain step, of the copy that a checkpoint begins with, and of the steps while it is written."""
     from diffkit.compose.training import prepare_training
-    from diffkit.core.denoiser import squared_error
     from diffkit.engine.store import Store
-    from diffkit.engine.train import train
     from diffkit.rundir import RunDir
 
     store = Store.open(data)
@@ -63,15 +60,7 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
         run = RunDir(Path(folder) / "run")
         training = prepare_training({"data": {"path": str(data)}}, store, run, str(device))
         training.create()
-        steps = train(
-            training.state,
-            training.denoiser,
-            training.batches(),
-            training.levels(),
-            squared_error,
-            training.recipe,
-            report_every=1,
-        )
+        steps = training.steps()
 
         def step() -> float:
             start = time.perf_counter()
@@ -178,11 +167,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    options = asked(data=True, rounds=5)
     device = options.device
     results = {
         "first_step": first_step(options.data, str(device), options.rounds),

@@ -11,7 +11,6 @@ lite0. Each run adds its seed to results/quality-DEVICE.json, and the table is m
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -24,20 +23,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import DOCS, RESULTS, publish, spread, write
+from common import DOCS, RESULTS, asked, publish, spread, write
 from PIL import Image
 from torch import Tensor, nn
 from training import diffusers_network, finish
 
 import peers
 from diffkit.compose.training import Training, prepare_training
-from diffkit.core.denoiser import Denoiser, squared_error
+from diffkit.core.denoiser import Denoiser
 from diffkit.core.predictions import eps
 from diffkit.core.samplers.multistep import deis
 from diffkit.core.schedules import karras, over_range, sampling_grid
 from diffkit.engine.sample import Plan, sample
 from diffkit.engine.store import Store
-from diffkit.engine.train import train
 from diffkit.extractors.lite0 import lite0
 from diffkit.interfaces import ImageSpec
 from diffkit.measure.kernel import kernel_distance
@@ -52,7 +50,7 @@ POINTS = (1 / 30, 1 / 15, 2 / 15, 4 / 15, 8 / 15, 1.0)
 class Contestant:
     """`steps` trains; `denoiser` is what is to be sampled from, as it is now; `batch`: images of a step."""
 
-    steps: Iterator[None]
+    steps: Iterator[object]
     denoiser: Callable[[], Denoiser]
     batch: int
     points: tuple[float, ...]
@@ -103,22 +101,9 @@ def ours(store: Store, seed: int, device: torch.device, backbone: str, points: t
     training: Training = prepare_training(given, store, RunDir(Path("/dev/null")), str(device))
     train_settings = training.settings.train
 
-    def steps() -> Iterator[None]:
-        for _ in train(
-            training.state,
-            training.denoiser,
-            training.batches(),
-            training.levels(),
-            squared_error,
-            training.recipe,
-            weigh=training.weigh(),
-            report_every=1 if device.type == "cpu" else max(1, 2048 // training.recipe.batch_size),
-        ):
-            yield
-
     parameters = sum(p.numel() for p in training.state.network.parameters())
     return Contestant(
-        steps(),
+        training.steps(report_every=training.report_every),
         lambda: replace(training.denoiser, network=training.state.average),
         training.recipe.batch_size,
         points,
@@ -270,15 +255,9 @@ def show(name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    device, large = options.device, options.device.type == "cuda"
-    seconds = 60 * (options.minutes or (4 if large else 5))
-    batch = 256 if large else 32
+    options = asked(data=True, minutes=0.0, seed=0)
+    device, batch = options.device, options.batch
+    seconds = 60 * (options.minutes or (4 if options.large else 5))
     store = UnlabelledStore.open(options.data)
     judge = Judge(store, device)
     results: dict[str, Any] = {}

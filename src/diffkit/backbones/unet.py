@@ -79,8 +79,10 @@ class UNet(nn.Module):
         for out, attend in zip(reversed(channels), reversed(attends), strict=True):
             stage = [block(out if number else current, out, attend, kept.pop()) for number in range(blocks + 1)]
             level = len(channels) - 1 - len(self.decoder)
-            grow = nn.Conv2d(out, out, 3, padding=1) if level and resample == "conv" else nn.Identity()
-            self.decoder.append(Decoder(stage, grow if level else None, recompute=level < checkpoint))
+            grow: nn.Module | None = None
+            if level:
+                grow = nn.Conv2d(out, out, 3, padding=1) if resample == "conv" else nn.Identity()
+            self.decoder.append(Decoder(stage, grow, recompute=level < checkpoint))
             current = out
 
         self.head = nn.Sequential(norm(current), nn.SiLU(), nn.Conv2d(current, spec.channels * patch**2, 3, padding=1))

@@ -67,9 +67,8 @@ def draw(
     from diffkit.engine.session import Ended
     from diffkit.engine.train import Progress as Step
 
-    report_every = 1 if training.device.type == "cpu" else max(1, 2048 // training.recipe.batch_size)
     events = training.start(
-        cadence, report_every=report_every, should_stop=stopper, trackers=trackers, reference=reference
+        cadence, report_every=training.report_every, should_stop=stopper, trackers=trackers, reference=reference
     )
     display = _on_terminal if err.is_terminal else _in_lines
     ended: Ended | None = None

@@ -97,8 +97,13 @@ def denoiser_of(network: nn.Module, settings: Settings, device: torch.device, pr
     return Denoiser(network, bound("prediction", settings), autocast(device, precision), bool(settings.near))
 
 
-def trial_network(settings: Settings, spec: ImageSpec) -> tuple[nn.Module, tuple[Tensor, Tensor], dict[str, Tensor]]:
-    """The network and inputs for one image, without memory where the backbone allows it: to count and to measure."""
+def trial_network(
+    settings: Settings, spec: ImageSpec, *, run: bool = True
+) -> tuple[nn.Module, tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """The network and inputs for one image, without memory where the backbone allows it: to count and to measure.
+
+    `run`: make sure that it also runs on them; that loads torch's compiler.
+    """
     import torch
 
     backbone = bound("backbone", settings)
@@ -106,7 +111,8 @@ def trial_network(settings: Settings, spec: ImageSpec) -> tuple[nn.Module, tuple
         with torch.device("meta"):
             network = backbone(spec)
         inputs, condition = dummy_inputs(spec, 1, torch.device("meta"))
-        network(*inputs, **condition)
+        if run:
+            network(*inputs, **condition)
     except DiffkitError:
         raise
     except Exception:
@@ -114,21 +120,6 @@ def trial_network(settings: Settings, spec: ImageSpec) -> tuple[nn.Module, tuple
         network = backbone(spec)
         inputs, condition = dummy_inputs(spec, 1, torch.device("cpu"))
     return network, inputs, condition
-
-
-def parameter_count(settings: Settings, spec: ImageSpec) -> int:
-    """Of the network; without memory, and without running it, where the backbone allows it."""
-    import torch
-
-    backbone = bound("backbone", settings)
-    try:
-        with torch.device("meta"):
-            network = backbone(spec)
-    except DiffkitError:
-        raise
-    except Exception:
-        network = backbone(spec)
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def dummy_inputs(spec: ImageSpec, batch: int, device: torch.device) -> Inputs:

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,12 @@ from diffkit.rundir import RunDir
 
 if TYPE_CHECKING:
     from diffkit.engine.store import Store
+    from diffkit.engine.train import Progress, Reduced
 
 WARMUP_STEPS, LEAST_STEPS, TRIAL_SECONDS = 2, 4, 8.0
 TRAINING_SHARE = 0.9
 """The share of the time that is training; the rest goes to looks at held-out images, sample grids and checkpoints."""
+NEVER = 10**9  # steps: a training reports at its end alone
 PROBED = ("precision", "compile", "channels_last", "micro_batch", "lr")
 
 
@@ -57,26 +59,16 @@ def plan(
     """
     import torch
 
-    from diffkit.core.denoiser import squared_error
     from diffkit.engine.devices import memory_used
-    from diffkit.engine.train import Reduced, train
+    from diffkit.engine.train import Reduced
 
     training = prepare_training(given, store, RunDir(Path(os.devnull)), device)
     batch = training.recipe.batch_size
-    steps = train(
-        training.state,
-        training.denoiser,
-        training.batches(),
-        training.levels(),
-        squared_error,
-        training.recipe,
-        weigh=training.weigh(),
-    )
     if training.device.type == "cuda":  # what the trials of layouts held does not count
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(training.device)
     times, begun = [time.perf_counter()], time.perf_counter()
-    for event in steps:
+    for event in training.steps():
         if isinstance(event, Reduced):
             training.notes.append(
                 f"The memory holds {event.micro_batch} images at once; the batch is made of such pieces."
@@ -109,10 +101,11 @@ def _learning_rate(training: Training) -> float | None:
     """By the range test, on the few steps that the training has made."""
     from diffkit.engine.rangetest import range_test, suggested
 
-    work = range_test(
-        training.state, training.denoiser, training.batches(), training.levels(), training.recipe, training.weigh()
-    )
-    return suggested(list(work))
+    def steps(lr: float, images: int) -> Iterator[Progress | Reduced]:
+        until = training.state.images_seen + images
+        return training.steps(until, NEVER, replace(training.recipe, lr=lr, warmup_images=0))
+
+    return suggested(list(range_test(steps, training.recipe.batch_size)))
 
 
 def planned_before(settings: Settings, device: str) -> Planned | None:

@@ -14,7 +14,6 @@ from diffkit.compose.parts import (
     chosen_parts,
     completed,
     find,
-    parameter_count,
     recorded,
     task_of,
     trait,
@@ -279,7 +278,8 @@ def _with_batch(settings: Settings, spec: ImageSpec, store: Store, device: torch
         network, inputs, condition = trial_network(settings, spec)
         return max(1, activation_bytes(lambda: network(*inputs, **condition)))
 
-    parameters, pixels = parameter_count(settings, spec), spec.height * spec.width
+    parameters = sum(p.numel() for p in trial_network(settings, spec, run=False)[0].parameters())
+    pixels = spec.height * spec.width
     train, memory = settings.train, memory_bytes(device)
     if train.batch_size is not None:
         batch = train.batch_size

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from diffkit.engine.saver import Saver
     from diffkit.engine.session import Cadence, Event, Measured, Previewed
     from diffkit.engine.store import Pixels, Store
-    from diffkit.engine.train import Recipe, State
+    from diffkit.engine.train import Progress, Recipe, Reduced, State
     from diffkit.engine.validate import Validated
 
 PREVIEW_IMAGES, MEASURED_IMAGES = 64, 256
@@ -74,24 +74,11 @@ class Training:
         The best model is that with the lowest held-out loss or, if a `reference` is given (looked at already), the
         lowest kernel distance to it, measured whenever a preview is made.
         """
-        from diffkit.core.denoiser import squared_error
         from diffkit.engine.session import Chores, session
-        from diffkit.engine.train import train
 
         history = self.history()
         validate = self._validation(history, keep=reference is None) if cadence.validate_every else None
-        steps = train(
-            self.state,
-            self.denoiser,
-            self.batches(),
-            self.levels(),
-            squared_error,
-            self.recipe,
-            weigh=self.weigh(),
-            until_images=cadence.until_images,
-            report_every=report_every,
-            world=self.world,
-        )
+        steps = self.steps(cadence.until_images, report_every)
         chores = Chores(
             save=self.save,
             preview=self.preview,
@@ -115,6 +102,34 @@ class Training:
                     yield from trackers.tell(event)
         finally:  # before the run's lock goes
             self.saver.wait()
+
+    def steps(
+        self, until_images: int | None = None, report_every: int = 1, recipe: Recipe | None = None
+    ) -> Iterator[Progress | Reduced]:
+        """The bare training from where it is, of which nothing is written; see `diffkit.engine.train.train`.
+
+        `recipe`: another than its own.
+        """
+        from diffkit.core.denoiser import squared_error
+        from diffkit.engine.train import train
+
+        return train(
+            self.state,
+            self.denoiser,
+            self.batches(),
+            self.levels(),
+            squared_error,
+            recipe or self.recipe,
+            weigh=self.weigh(),
+            until_images=until_images,
+            report_every=report_every,
+            world=self.world,
+        )
+
+    @property
+    def report_every(self) -> int:
+        """Steps between reports: on a GPU, which would have to wait for each of them, some thousand images apart."""
+        return 1 if self.device.type == "cpu" else max(1, 2048 // self.recipe.batch_size)
 
     def history(self) -> list[Validated]:
         """What was found on held-out images so far."""

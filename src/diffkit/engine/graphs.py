@@ -49,9 +49,9 @@ class Graphed(nn.Module):
             with torch.cuda.device(x.device):
                 self._graphs[key] = self._captured(x, c_noise, condition)
         found = self._graphs[key]
-        return (
-            self._call(x, c_noise, condition) if found is None else _replayed(found, [x, c_noise, *condition.values()])
-        )
+        if found is None:
+            return self._call(x, c_noise, condition)
+        return _replayed(found, [x, c_noise, *condition.values()])
 
     def _call(self, x: Tensor, c_noise: Tensor, condition: dict[str, Tensor]) -> Tensor:
         result: Tensor = self.network(x, c_noise, **condition)

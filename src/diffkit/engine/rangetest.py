@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
-from diffkit.core.denoiser import Denoiser, squared_error
-from diffkit.core.weighing import Weigh
-from diffkit.engine.batches import Batches
-from diffkit.engine.train import Levels, Progress, Recipe, State, train
+from diffkit.engine.train import Progress, Reduced
 from diffkit.errors import DiffkitError, ExitCode
 
 LOWEST, HIGHEST, RATES, STEPS = 1e-4, 1e-1, 25, 6
 WORSE, SAFETY = 1.5, 5.0
 
 
-def range_test(
-    state: State, denoiser: Denoiser, batches: Batches, levels: Levels, recipe: Recipe, weigh: Weigh | None
-) -> Iterator[tuple[float, float]]:
+Train: TypeAlias = Callable[[float, int], Iterator[Progress | Reduced]]
+
+
+def range_test(train: Train, batch: int) -> Iterator[tuple[float, float]]:
     """Rates, rising evenly in their logarithm, and the mean unweighted loss of six steps with each, until it explodes.
 
-    The state is trained on from where it is: give one that is not needed any more.
+    `train(lr, images)` trains on at that rate for so many images, in batches of `batch`, and reports at their end.
     """
     lowest = math.inf
     for number in range(RATES):
         lr = LOWEST * (HIGHEST / LOWEST) ** (number / (RATES - 1))
-        until = state.images_seen + STEPS * recipe.batch_size
-        at = replace(recipe, lr=lr, warmup_images=0)
-        steps = train(
-            state, denoiser, batches, levels, squared_error, at, weigh=weigh, until_images=until, report_every=10**9
-        )
         try:
-            (last,) = (step for step in steps if isinstance(step, Progress) and step.loss is not None)
+            events = train(lr, STEPS * batch)
+            (last,) = (event for event in events if isinstance(event, Progress) and event.loss is not None)
         except DiffkitError as error:
             if error.code != ExitCode.NON_FINITE:
                 raise

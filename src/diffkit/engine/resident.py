@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffkit.engine.batches import Images
 from diffkit.engine.devices import memory_bytes
-from diffkit.engine.store import Indices, Pixels
 
 SHARE = 0.2
 """Of the free memory that a data set may take; what is left is the training's."""
 PIECE = 4096  # images
 
 
-class Pictures(Protocol):
-    """What is needed of a prepared data set (`diffkit.engine.store.Store`)."""
-
-    @property
-    def count(self) -> int: ...
-
-    def column(self, kind: str, indices: Indices, part: str = "train") -> Pixels | None: ...
-
-
-def resident(images: Pictures, kinds: Sequence[str], device: torch.device, budget: int | None) -> dict[str, Tensor]:
+def resident(images: Images, kinds: Sequence[str], device: torch.device, budget: int | None) -> dict[str, Tensor]:
     """The training images of each kind ("images", "inputs"), uint8 [N, H, W, C] on the device.
 
     Empty if they are more than `budget` bytes, or if that is None: then they are read from the disk's cache.

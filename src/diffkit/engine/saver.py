@@ -41,10 +41,9 @@ class Saver:
         if self._reserved is not None:
             self._reserved.result()
         copies = {name: self._copy_of(name, tensor) for name, tensor in checkpoint.tensors.items()}
-        event: torch.cuda.Event | None = None
         for name, tensor in checkpoint.tensors.items():
             copies[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-        device = next(iter(checkpoint.tensors.values())).device
+        device, event = next(iter(checkpoint.tensors.values())).device, None
         if device.type == "cuda":
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(device))

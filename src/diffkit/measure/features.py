@@ -55,7 +55,7 @@ def features(
     if world.any(failed is not None):
         if failed is None:
             raise OtherFailed("Another process could not read its images.", code=ExitCode.DATA)
-        failed.personal = True
+        failed.personal = world.size > 1
         raise failed
     world.add([found])
     if path is not None and leads:
