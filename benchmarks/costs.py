@@ -50,7 +50,7 @@ def first_step(data: Path, device: str, rounds: int) -> dict[str, Any]:
 
 
 def stall(data: Path, device: torch.device) -> dict[str, Any]:
-    """Seconds of a plain step, of the copy that a checkpoint begins with, and of the steps while it is written."""
+    """Seconds of a plain step, for which a checkpoint holds the training up, and of the steps while it is written."""
     from diffkit.compose.training import prepare_training
     from diffkit.engine.store import Store
     from diffkit.rundir import RunDir
@@ -60,6 +60,14 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
         run = RunDir(Path(folder) / "run")
         training = prepare_training({"data": {"path": str(data)}}, store, run, str(device))
         training.create()
+        copied, waits = training.saver.copied, [0.0]
+
+        def timed() -> None:
+            start = time.perf_counter()
+            copied()
+            waits.append(time.perf_counter() - start)
+
+        training.saver.copied = timed  # type: ignore[method-assign]
         steps = training.steps()
 
         def step() -> float:
@@ -75,7 +83,9 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
             plain += [step() for _ in range(STEPS_BETWEEN)]
             start = time.perf_counter()
             writing = training.save()
-            stalls.append(time.perf_counter() - start)
+            begun = time.perf_counter() - start
+            beside.append(step())
+            stalls.append(begun + waits[-1])
             while not writing.done():
                 beside.append(step())
             writing.result()

@@ -76,7 +76,7 @@ def test_what_is_written_is_the_state_as_it_was(tmp_path: Path, layout: torch.me
     if reserved:
         slow.saver.reserve(state.checkpoint())
     first = slow.begin(state)
-    trained(recipe(), 32, state)
+    trained(recipe(), 32, state, before_update=slow.saver.copied)
     assert not first.done()  # type: ignore[attr-defined]
     slow.free.set()
     first.result()  # type: ignore[attr-defined]
@@ -89,6 +89,24 @@ def test_what_is_written_is_the_state_as_it_was(tmp_path: Path, layout: torch.me
     found, _ = latest_checkpoint(tmp_path)
     assert found is not None and found.images_seen == 32
     state.restore(found)
+
+
+def test_weights_change_only_when_they_are_copied(tmp_path: Path) -> None:
+    """The copy is held up until the next step asks to change the weights."""
+    state, _ = trained(recipe(), 16)
+    then = {name: tensor.clone() for name, tensor in state.checkpoint().tensors.items()}
+    saver, asked, saved = Saver(), threading.Event(), []
+    saver._thread.submit(asked.wait, 20)
+
+    def before_update() -> None:
+        asked.set()
+        saver.copied()
+
+    writing = saver.begin(state.checkpoint(), lambda copy: saved.append(copy.tensors))
+    trained(recipe(), 32, state, before_update=before_update)
+    writing.result()
+    assert all(torch.equal(saved[0][name], tensor) for name, tensor in then.items())
+    assert not all(torch.equal(saved[0][name], tensor) for name, tensor in state.checkpoint().tensors.items())
 
 
 def test_a_save_waits_for_the_memory_that_was_asked_for(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def small_network() -> torch.nn.Module:
 
 
 def trained(
-    numbers: Recipe, images: int, state: State | None = None, objective=squared_error
+    numbers: Recipe, images: int, state: State | None = None, objective=squared_error, before_update=lambda: None
 ) -> tuple[State, list[float]]:  # type: ignore[no-untyped-def]
     state = state or State(small_network(), numbers)
     steps = train(
@@ -141,6 +141,7 @@ def trained(
         objective,
         numbers,
         until_images=images,
+        before_update=before_update,
     )
     return state, [step.loss for step in steps if isinstance(step, Progress) and step.loss is not None]
 

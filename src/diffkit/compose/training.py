@@ -124,6 +124,7 @@ class Training:
             until_images=until_images,
             report_every=report_every,
             world=self.world,
+            before_update=lambda: self.saver.copied(),
         )
 
     @property
@@ -209,7 +210,7 @@ class Training:
         self.run.create(self.settings)
 
     def save(self) -> Future[None]:
-        """Begin to write a checkpoint, then the model, of the state as it is now."""
+        """Begin to write a checkpoint, then the model, of the state as it is now, which only `steps` may go on with."""
         from diffkit.engine.checkpoint import Checkpoint, save_checkpoint
         from diffkit.engine.modelfile import write_tensors
         from diffkit.engine.train import under

@@ -1,8 +1,9 @@
-"""Checkpoints written beside the training, which stands still only while its state is copied."""
+"""Checkpoints written beside the training, which never stands still for them longer than a copy of its state takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -23,6 +24,8 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "saver")
         self._copies: dict[str, Tensor] = {}
         self._reserved: Future[None] | None = None
+        self._copied = threading.Event()
+        self._copied.set()
 
     def reserve(self, checkpoint: Checkpoint) -> None:
         """Get the memory ready, in the thread: the first touch of it takes longer than a copy."""
@@ -36,24 +39,40 @@ class Saver:
     def begin(self, checkpoint: Checkpoint, write: Callable[[Checkpoint], None]) -> Future[None]:
         """Copy, and have `write` called with the copy; the result is there when that is done, or has failed.
 
-        The last one has to be finished. Copies from a GPU are queued behind its work, and only the thread waits.
+        The last one has to be finished. What is `trained` may still be being copied when this returns: it must not
+        change before `copied`. On a GPU it may, since copies are queued there before whatever comes next.
         """
         if self._reserved is not None:
             self._reserved.result()
         copies = {name: self._copy_of(name, tensor) for name, tensor in checkpoint.tensors.items()}
-        for name, tensor in checkpoint.tensors.items():
-            copies[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+
+        def copy(names: Iterable[str]) -> None:
+            for name in names:
+                tensor = checkpoint.tensors[name]
+                copies[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+
         device, event = next(iter(checkpoint.tensors.values())).device, None
+        late = checkpoint.trained if device.type == "cpu" else frozenset[str]()
+        copy(copies.keys() - late)
+        self._copied.clear()
         if device.type == "cuda":
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(device))
 
         def finish() -> None:
+            try:
+                copy(late)
+            finally:
+                self._copied.set()
             if event is not None:
                 event.synchronize()
             write(replace(checkpoint, tensors=copies))
 
         return self._thread.submit(finish)
+
+    def copied(self) -> None:
+        """Until what `begin` was given may change."""
+        self._copied.wait()
 
     def wait(self) -> None:
         """Until nothing is being written, whatever became of it."""

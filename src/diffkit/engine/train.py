@@ -130,6 +130,7 @@ def train(
     until_images: int | None = None,
     report_every: int = 1,
     world: World = ALONE,
+    before_update: Callable[[], None] = lambda: None,
 ) -> Iterator[Progress | Reduced]:
     """Train `state` from where it is, yielding after every step, for ever or until `until_images` have been seen.
 
@@ -137,7 +138,8 @@ def train(
     unless `weigh`, and then the state's learned weighting, make it another. Every `report_every` steps the loss comes
     back from the device; if it is not finite, raises DiffkitError (exit code 6). Where a pass is too much for the
     memory, the step is tried again in passes of half as many images, down to one. Each process of `world` takes its
-    share of every batch; all of them take the same steps.
+    share of every batch; all of them take the same steps. `before_update` is called when the gradients are there, before
+    weights, averages or moments change.
     """
     if recipe.batch_size < world.size:
         raise DiffkitError(
@@ -174,6 +176,7 @@ def train(
             assert found is not None
             if world.size > 1:
                 world.add([*found, *_gradients_of(state)])
+            before_update()
             report.add(*found, _update(state, recipe, lr))
             state.images_seen = first
             step = first // recipe.batch_size
