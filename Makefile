@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
-# The prepared set that `make bench` trains on; the results that are kept are of CIFAR-10.
+# For `make bench`: a prepared set to train on (the results that are kept are of CIFAR-10), a folder of image files to
+# prepare, and a seed for the trainings whose quality is compared, which adds them to those with other seeds.
 DATA ?= demo/data
+IMAGES ?=
+SEED ?= 0
 
 .PHONY: demo test test-long lint bench bench-gpu samplers clean
 
@@ -24,17 +27,18 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/prepare.py $(IMAGES)
 	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/sampling.py
-	test -d $(DATA) || $(BIN)/diffkit demo -o demo
+	test -d demo/run || $(BIN)/diffkit demo -o demo
+	$(BIN)/python benchmarks/defaults.py demo/run
 	$(BIN)/python benchmarks/costs.py $(DATA)
 	$(BIN)/python benchmarks/ranks.py $(DATA)
 	$(BIN)/python benchmarks/backbones.py $(DATA)
-	$(BIN)/python benchmarks/quality.py $(DATA)
+	$(BIN)/python benchmarks/quality.py $(DATA) --seed $(SEED)
 
 # On a machine with a GPU. DATA: a set prepared at 128x128; WHEELS: a folder of wheels, where there is no network.
 GPU_PYTHON ?= $(PYTHON)
@@ -52,7 +56,6 @@ bench-gpu:
 samplers: $(READY)
 	test -d demo/run || $(BIN)/diffkit demo -o demo
 	$(BIN)/python benchmarks/samplers.py demo/run
-	$(BIN)/python benchmarks/defaults.py demo/run
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv

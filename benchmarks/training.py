@@ -2,11 +2,11 @@
 
     python benchmarks/training.py [--device cuda] [--size 128] [--batch 256] [--rounds 5] [--seconds 6]
 
-Each trainer (see `peers.py`) takes a turn of some seconds in every round. Two networks: diffusers' UNet2DModel, and
-denoising-diffusion-pytorch's Unet, each as diffkit's backbone, too. On a GPU they are those of the examples at 128x128;
-elsewhere smaller ones of the same families. Writes results/training-DEVICE.json: images a second, ratios by round, the
-share of the peak, which is measured by a large product of matrices (a large convolution on a CPU) in the same run, and
-of the roofline (see `roofline`).
+Each trainer (see `peers.py`) takes a turn of some seconds in every round. The networks, diffusers' UNet2DModel and
+denoising-diffusion-pytorch's Unet, are diffkit's backbone, too. On a GPU they are those of the examples at 128x128;
+elsewhere smaller ones of the same families, of UNet2DModel also that of the example at half its width and size. Writes
+results/training-DEVICE.json: images a second, ratios by round, the share of the peak, which is measured by a large
+product of matrices (a large convolution on a CPU) in the same run, and of the roofline (see `roofline`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,18 @@ import peers
 
 Make = Callable[[], nn.Module]
 IMAGES = 2048
+HALF_SIZE, HALF_BATCH = 64, 16
 
 
 def diffusers_network(size: int, large: bool) -> nn.Module:
-    """The example's default on a GPU; else three stages with attention in the middle one."""
+    """The example's default on a GPU; else half as wide or, of small images, three stages, attention in the second."""
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
     if large:
         channels, attends = (128, 128, 256, 256, 512, 512), 4
+    elif size >= HALF_SIZE:
+        channels, attends = (64, 64, 128, 128, 256, 256), 4
     else:
         channels, attends = (64, 128, 128), 1
     down = ["AttnDownBlock2D" if level == attends else "DownBlock2D" for level in range(len(channels))]
@@ -64,36 +68,62 @@ def lucidrains_network(large: bool, flash: bool) -> nn.Module:
     return Unet(dim=dim, dim_mults=multipliers, flash_attn=flash)
 
 
-def contestants(folder: Path, data: Path, size: int, batch: int, device: torch.device, half: str) -> dict[str, Any]:
-    """For each network, by name: the trainers, first of all diffkit."""
+@dataclass(frozen=True)
+class Leg:
+    """A network, the images that it is trained on, and its trainers: first of all diffkit."""
+
+    network: nn.Module
+    size: int
+    batch: int
+    trainers: dict[str, Callable[[], Iterator[None]]]
+
+
+def legs(folder: Path, size: int, batch: int, device: torch.device, half: str) -> Iterator[Leg]:
+    """One after the other; their images and sets are put into the folder."""
     large = device.type == "cuda"
-    first: Make = partial(diffusers_network, size, large)
+    yield diffusers_leg(folder, size, batch, device, half)
+    if not large and size < HALF_SIZE:
+        yield diffusers_leg(folder, HALF_SIZE, HALF_BATCH, device, half)
     second: Callable[[bool], nn.Module] = partial(lucidrains_network, large)
-    results = folder.parent / "results"
-
-    def ours(network: nn.Module, times: float, unpack: Callable[[Any], torch.Tensor]) -> Iterator[None]:
-        return peers.diffkit(peers.AsBackbone(network, times, unpack), data, batch, device, half)
-
-    rest = (folder, size, batch, device)
-    return {
-        "UNet2DModel": {
-            "diffkit": lambda: ours(first(), 250.0, lambda answer: answer.sample),
-            "diffusers stock": lambda: peers.alone(peers.diffusers("stock", first(), *rest)),
-            "diffusers switched": lambda: peers.alone(peers.diffusers("switched", first(), *rest)),
-            "diffusers tuned": lambda: peers.alone(peers.diffusers("tuned", first(), *rest)),
-            "k-diffusion stock": lambda: peers.alone(peers.k_diffusion("stock", first(), *rest)),
-            "k-diffusion switched": lambda: peers.alone(peers.k_diffusion("switched", first(), *rest)),
-        },
-        "denoising-diffusion-pytorch Unet": {
-            "diffkit": lambda: ours(second(True), 250.0, lambda answer: answer),
-            "denoising-diffusion-pytorch stock": lambda: peers.alone(
-                peers.lucidrains("stock", second(False), *rest, results)
-            ),
-            "denoising-diffusion-pytorch switched": lambda: peers.alone(
-                peers.lucidrains("switched", second(True), *rest, results)
-            ),
-        },
+    rest = (*files(folder, size)[:1], size, batch, device, folder / "results")
+    name = "denoising-diffusion-pytorch"
+    trainers = {
+        "diffkit": lambda: peers.diffkit(
+            peers.AsBackbone(second(True), 250.0, lambda answer: answer), files(folder, size)[1], batch, device, half
+        ),
+        f"{name} stock": lambda: peers.alone(peers.lucidrains("stock", second(False), *rest)),
+        f"{name} switched": lambda: peers.alone(peers.lucidrains("switched", second(True), *rest)),
     }
+    yield Leg(second(True), size, batch, trainers)
+
+
+def diffusers_leg(folder: Path, size: int, batch: int, device: torch.device, half: str) -> Leg:
+    make: Make = partial(diffusers_network, size, device.type == "cuda")
+    pictures, data = files(folder, size)
+    rest = (pictures, size, batch, device)
+    trainers = {
+        "diffkit": lambda: peers.diffkit(
+            peers.AsBackbone(make(), 250.0, lambda answer: answer.sample), data, batch, device, half
+        ),
+        "diffusers stock": lambda: peers.alone(peers.diffusers("stock", make(), *rest)),
+        "diffusers switched": lambda: peers.alone(peers.diffusers("switched", make(), *rest)),
+        "diffusers tuned": lambda: peers.alone(peers.diffusers("tuned", make(), *rest)),
+        "k-diffusion stock": lambda: peers.alone(peers.k_diffusion("stock", make(), *rest)),
+        "k-diffusion switched": lambda: peers.alone(peers.k_diffusion("switched", make(), *rest)),
+    }
+    return Leg(make(), size, batch, trainers)
+
+
+def files(folder: Path, size: int) -> tuple[Path, Path]:
+    """Image files and a prepared set of them, made once."""
+    from diffkit.datasets.folder import folder as source
+    from diffkit.engine.prepare import PrepareOptions, prepare
+
+    pictures, data = folder / f"images-{size}", folder / f"set-{size}"
+    if not data.exists():
+        images(pictures, size)
+        deque(prepare(source(str(pictures)), data, PrepareOptions(size, size)), maxlen=0)
+    return pictures, data
 
 
 def images(folder: Path, size: int) -> None:
@@ -221,10 +251,11 @@ def operations(network: nn.Module, size: int) -> int:
 def table(results: dict[str, Any]) -> str:
     """The rows of docs/benchmarks.md; ratios are diffkit's speed over the trainer's, round by round."""
     lines = []
-    for name, network in results["networks"].items():
-        size, batch, flop = results["size"], results["batch"], network["forward_flop"] / 1e9
+    for network in results["networks"]:
+        name, size, batch, flop = (network[key] for key in ("name", "size", "batch", "forward_flop"))
         lines += [
-            f"{name} at {size}x{size}, batch {batch}, {flop:.2f} GFLOP forward; diffkit in {results['precision']}:",
+            f"{name} at {size}x{size}, batch {batch}, {network['parameters'] / 1e6:.1f} million parameters, "
+            f"{flop / 1e9:.2f} GFLOP forward; diffkit in {results['precision']}:",
             "",
             "| trainer | images a second | share of peak | of the roofline | diffkit is faster by | first step |",
             "|---|---|---|---|---|---|",
@@ -243,38 +274,29 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     options = asked(rounds=5, seconds=6.0)
-    device, size, batch, large = options.device, options.size, options.batch, options.large
+    device, size, batch = options.device, options.size, options.batch
 
-    from diffkit.datasets.folder import folder as source
     from diffkit.engine.devices import choose_precision
-    from diffkit.engine.prepare import PrepareOptions, prepare
 
-    figures: dict[str, Any] = {}
+    networks = []
+    trial = diffusers_network(size, options.large).to(device)
+    x, c_noise = torch.randn(batch, 3, size, size, device=device), torch.zeros(batch, device=device)
+    half = choose_precision("auto", device, lambda: trial(x, c_noise).sample)
+    trial.cpu()
+    best, traffic = peak(device, half), bandwidth(device)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, data = Path(temporary) / "images", Path(temporary) / "set"
-        images(folder, size)
-        deque(prepare(source(str(folder)), data, PrepareOptions(size, size)), maxlen=0)
-        networks = {
-            "UNet2DModel": diffusers_network(size, large),
-            "denoising-diffusion-pytorch Unet": lucidrains_network(large, True),
-        }
-        x, c_noise = torch.randn(batch, 3, size, size, device=device), torch.zeros(batch, device=device)
-        trial = networks["UNet2DModel"].to(device)
-        half = choose_precision("auto", device, lambda: trial(x, c_noise).sample)
-        trial.zero_grad(set_to_none=True)
-        trial.cpu()
-        best, traffic = peak(device, half), bandwidth(device)
-        for name, makers in contestants(folder, data, size, batch, device, half).items():
-            count = operations(networks[name], size)
+        for leg in legs(Path(temporary), size, batch, device, half):
+            name, count = type(leg.network).__name__, operations(leg.network, leg.size)
             print(f"{name}: {count / 1e9:.2f} GFLOP forward, peak {best / 1e12:.2f} TFLOP/s, {half}")
-            found = compete(makers, options.rounds, options.seconds, batch, device)
-            most = roofline(networks[name], size, best, traffic)
+            found = compete(leg.trainers, options.rounds, options.seconds, leg.batch, device)
+            most = roofline(leg.network, leg.size, best, traffic)
             for each in found.values():
                 each["share_of_peak"] = round(each["images_per_second"]["median"] * 3 * count / best, 4)
                 each["share_of_roofline"] = round(each["images_per_second"]["median"] / most, 4)
-            figures[name] = {"forward_flop": count, "trainers": found}
-    results = {"size": size, "batch": batch, "precision": half, "peak_flops": best, "networks": figures}
-    results["bytes_a_second"] = traffic
+            parameters = sum(parameter.numel() for parameter in leg.network.parameters())
+            about = {"name": name, "size": leg.size, "batch": leg.batch, "parameters": parameters}
+            networks.append({**about, "forward_flop": count, "trainers": found})
+    results = {"precision": half, "peak_flops": best, "bytes_a_second": traffic, "networks": networks}
     write(f"training-{device.type}", results)
     publish(f"training-{device.type}.json", "benchmarks.md", table(results))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import TINY, call_diffkit
-from diffkit.engine.rangetest import HIGHEST, LOWEST, SAFETY, suggested
+from diffkit.compose import planning
+from diffkit.engine.rates import HALVINGS, best_rate
 from diffkit.errors import DiffkitError, ExitCode
 
 OPTIONS = (*TINY[:2], "--device", "cpu", "--precision", "float32", "--batch-size", "8")
@@ -17,8 +19,6 @@ OPTIONS = (*TINY[:2], "--device", "cpu", "--precision", "float32", "--batch-size
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffkit.compose import planning
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(planning, "TRIAL_SECONDS", 0.2)
 
@@ -63,29 +63,44 @@ def test_too_little_time_is_refused(dataset: Path, tmp_path: Path) -> None:
     assert "does not get through one batch of 8 images" in done.stderr
 
 
-@pytest.mark.parametrize("more", [(), ("--set", "train.learned_weighting=true")])
-def test_the_range_test_finds_a_learning_rate_and_the_command_has_it(dataset: Path, more: tuple[str, ...]) -> None:
-    done = call_diffkit("plan", dataset, "--lr-test", *OPTIONS, *more)
+def test_a_learning_rate_is_looked_for_and_the_command_has_it(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "RATE_STEPS", 6)
+    done = call_diffkit("plan", dataset, "--lr-test", *OPTIONS, "--set", "train.learned_weighting=true")
     assert done.returncode == 0, done.stderr
-    (line,) = (line for line in done.stderr.splitlines() if "range test" in line)
-    if "the default stands" in line:
-        assert "--lr" not in done.stderr
-        return
-    lr = float(line.split("learning rate of ")[1].split()[0])
-    assert LOWEST / SAFETY <= lr <= HIGHEST / SAFETY
-    assert f"--lr {lr}" in done.stderr
+    lr = float(done.stderr.split("a learning rate of ")[1].split()[0])
+    assert 1e-5 < lr < 1 and f"--lr {lr}" in done.stderr
 
 
-def test_a_rate_well_below_where_the_loss_breaks_away_is_suggested() -> None:
-    rates = [1e-4 * 10 ** (number / 4) for number in range(13)]
-    falling = [1.0 / (1 + number) for number in range(13)]
-    assert suggested(list(zip(rates, falling, strict=True))) is None
-    broken = [*falling[:9], 0.3, 0.5, 1.2, 4.0]  # 1/9 was the lowest
-    assert suggested(list(zip(rates, broken, strict=True))) == pytest.approx(rates[9] / SAFETY, rel=0.05)
-    with pytest.raises(DiffkitError, match=r"diverges at a learning rate of 0\.0001"):
-        suggested([])
-    bump = [1.0, 0.5, 0.9, *falling[3:]]  # one bad batch is no break
-    assert suggested(list(zip(rates, bump, strict=True))) is None
+def test_a_rate_that_is_far_off_is_mended(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate found does not depend on that it begins with by more than a factor of two."""
+    monkeypatch.setattr(planning, "RATE_STEPS", 12)
+
+    def found(lr: float) -> float:
+        done = call_diffkit("plan", dataset, "--lr-test", "--json", *OPTIONS, "--set", f"train.lr={lr}")
+        assert done.returncode == 0, done.stderr
+        return float(json.loads(done.stdout)["lr"])
+
+    low, high = found(1e-4), found(5e-2)
+    assert low > 4e-4 and high < 2.5e-2
+    assert 0.5 < low / high < 2
+
+
+def test_the_best_rate_is_where_the_loss_is_lowest() -> None:
+    tried = []
+
+    def bowl(lr: float) -> float:
+        tried.append(lr)
+        return 1 + math.log(lr / 3e-3) ** 2 if lr < 0.05 else math.nan
+
+    for first in (2e-3, 1e-4, 0.1, 0.4):
+        tried.clear()
+        assert best_rate(bowl, first) == pytest.approx(3e-3, rel=0.02)
+        assert len(tried) == len(set(tried))  # none twice
+    assert best_rate(lambda lr: lr, 1e-3) == pytest.approx(1e-3 / 2**HALVINGS, rel=0.05)
+    assert best_rate(lambda lr: -lr, 1e-3) == pytest.approx(1e-3 * 2**HALVINGS, rel=0.05)
+    assert best_rate(lambda lr: 1.0, 1e-3) == pytest.approx(1e-3 / 2**HALVINGS, rel=0.05)
+    with pytest.raises(DiffkitError, match=r"diverges at a learning rate of 3\.9e-06 already"):
+        best_rate(lambda lr: math.nan, 1e-3)
 
 
 def test_the_batch_size_may_be_left_to_diffkit_by_its_name(dataset: Path) -> None:

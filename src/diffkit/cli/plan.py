@@ -26,7 +26,7 @@ def plan(
     backbone: Annotated[str | None, typer.Option(metavar=PART, help="Network.")] = None,
     batch_size: BatchSize = "auto",
     lr_test: Annotated[
-        bool, typer.Option("--lr-test", help="Also look for a learning rate, by a short training at rising rates.")
+        bool, typer.Option("--lr-test", help="Also look for a learning rate, by short trainings at several.")
     ] = False,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = None,
@@ -67,10 +67,6 @@ def plan(
     words |= {"--lr": planned.lr}
     options = [part for key, value in words.items() if value is not None for part in (key, str(value))]
     options += [part for each in settings or [] for part in ("--set", each)]
-    if lr_test and planned.lr is None:
-        training.notes.append(
-            "The range test found no learning rate at which the loss breaks away: the default stands."
-        )
     _show(training, planned, shlex.join(["diffkit", "train", str(data), *options]))
 
 
@@ -86,7 +82,7 @@ def _show(training: Training, planned: Planned, command: str) -> None:
     say(f"  on         {describe(training.device)}, {train.precision}, {way}")
     say_model(training)
     if planned.lr is not None:
-        say(f"  range test a learning rate of {planned.lr:g} is a fifth of where the loss breaks away")
+        say(f"  rate       a learning rate of {planned.lr:g} gets furthest in a few steps; the default is {train.lr:g}")
     longest = min(train.ema_half_life, WARM_UP * planned.images)
     say(f"  average    of the weights, at the end with a half-life of {longest:,.0f} images")
     memory = "" if planned.memory is None else f", {bytes_text(planned.memory)} of memory"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 from diffkit import durable
 from diffkit.compose.training import Training, prepare_training
 from diffkit.config import Settings, to_tables
-from diffkit.errors import DiffkitError
+from diffkit.errors import DiffkitError, ExitCode
 from diffkit.rundir import RunDir
 
 if TYPE_CHECKING:
     from diffkit.engine.store import Store
-    from diffkit.engine.train import Progress, Reduced
 
 WARMUP_STEPS, LEAST_STEPS, TRIAL_SECONDS = 2, 4, 8.0
 TRAINING_SHARE = 0.9
 """The share of the time that is training; the rest goes to looks at held-out images, sample grids and checkpoints."""
+RATE_STEPS = 40
 NEVER = 10**9  # steps: a training reports at its end alone
 PROBED = ("precision", "compile", "channels_last", "micro_batch", "lr")
 
@@ -32,7 +33,7 @@ PROBED = ("precision", "compile", "channels_last", "micro_batch", "lr")
 class Planned:
     """images_per_second of the training itself, memory in bytes (None if unknown), and what a budget gives.
 
-    `lr`: what the range test suggests, if it was asked for.
+    `lr`: the best learning rate that was tried, if that was asked for.
     """
 
     images_per_second: float
@@ -64,6 +65,7 @@ def plan(
 
     training = prepare_training(given, store, RunDir(Path(os.devnull)), device)
     batch = training.recipe.batch_size
+    lr = _learning_rate(training) if lr_test else None
     if training.device.type == "cuda":  # what the trials of layouts held does not count
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(training.device)
@@ -91,21 +93,40 @@ def plan(
         images=total,
         seconds=round(total / speed / TRAINING_SHARE, 1) if seconds is None else seconds,
         epochs=round(total / store.count, 2),
-        lr=_learning_rate(training) if lr_test else None,
+        lr=lr,
     )
     durable.write_json(_place(training.settings, str(training.device)), asdict(planned))
     return training, planned
 
 
-def _learning_rate(training: Training) -> float | None:
-    """By the range test, on the few steps that the training has made."""
-    from diffkit.engine.rangetest import range_test, suggested
+def _learning_rate(training: Training) -> float:
+    """That with which a short training from here gets furthest. Uses the state up: speed does not depend on it."""
+    import copy
 
-    def steps(lr: float, images: int) -> Iterator[Progress | Reduced]:
-        until = training.state.images_seen + images
-        return training.steps(until, NEVER, replace(training.recipe, lr=lr, warmup_images=0))
+    from diffkit.engine.rates import best_rate
+    from diffkit.engine.train import Progress, State
 
-    return suggested(list(range_test(steps, training.recipe.batch_size)))
+    network, batch = training.state.network, training.recipe.batch_size
+    start = copy.deepcopy(network.state_dict())
+
+    def loss_at(lr: float) -> float:
+        """Of the second half, by level and unweighted: a learned weighting would learn to make it small."""
+        network.load_state_dict(start)
+        training.state = State(network, training.recipe)
+        recipe = replace(training.recipe, lr=lr, warmup_images=0)
+        by_level: tuple[float | None, ...] = ()
+        try:
+            for half in (1, 2):
+                for event in training.steps(half * RATE_STEPS // 2 * batch, NEVER, recipe):
+                    by_level = event.by_level if isinstance(event, Progress) else ()
+        except DiffkitError as error:
+            if error.code != ExitCode.NON_FINITE:
+                raise
+            return math.inf
+        errors = [error for error in by_level if error is not None]
+        return sum(errors) / len(errors)
+
+    return best_rate(loss_at, training.recipe.lr)
 
 
 def planned_before(settings: Settings, device: str) -> Planned | None:

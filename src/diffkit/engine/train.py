@@ -138,8 +138,8 @@ def train(
     unless `weigh`, and then the state's learned weighting, make it another. Every `report_every` steps the loss comes
     back from the device; if it is not finite, raises DiffkitError (exit code 6). Where a pass is too much for the
     memory, the step is tried again in passes of half as many images, down to one. Each process of `world` takes its
-    share of every batch; all of them take the same steps. `before_update` is called when the gradients are there, before
-    weights, averages or moments change.
+    share of every batch; all of them take the same steps. `before_update` is called when the gradients are there and
+    weights, averages and moments are about to change.
     """
     if recipe.batch_size < world.size:
         raise DiffkitError(
