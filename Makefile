@@ -43,6 +43,7 @@ bench: $(READY)
 # On a machine with a GPU. DATA: a set prepared at 128x128; WHEELS: a folder of wheels, where there is no network.
 GPU_PYTHON ?= $(PYTHON)
 bench-gpu:
+	@test "$(DATA)" != demo/data || { echo "Name a set prepared at 128x128: make bench-gpu DATA=SET"; exit 2; }
 	$(GPU_PYTHON) -m pip install $(if $(WHEELS),--no-index --no-build-isolation --find-links $(WHEELS)) '.[bench,demo]'
 	$(GPU_PYTHON) -m pip install $(if $(WHEELS),--no-index --find-links $(WHEELS)) --no-deps k-diffusion
 	$(GPU_PYTHON) -m diffkit demo --device cuda

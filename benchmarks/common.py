@@ -68,7 +68,9 @@ def asked(*, data: bool = False, **options: int | float) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=type(default), default=default)
     found = parser.parse_args()
     found.large = found.device.type == "cuda"
-    found.size, found.batch = found.size or (128 if found.large else 32), found.batch or (256 if found.large else 32)
+    large_batch = 64 if data else 256
+    found.size = found.size or (128 if found.large else 32)
+    found.batch = found.batch or (large_batch if found.large else 32)
     return found
 
 

@@ -50,7 +50,10 @@ def first_step(data: Path, device: str, rounds: int) -> dict[str, Any]:
 
 
 def stall(data: Path, device: torch.device) -> dict[str, Any]:
-    """Seconds of a plain step, for which a checkpoint holds the training up, and of the steps while it is written."""
+    """Seconds of a plain step, of steps while a checkpoint is written, for which it holds one up, and lost in all.
+
+    Lost is what the training, from the save to the first step after it is written, took longer than plain steps.
+    """
     from diffkit.compose.training import prepare_training
     from diffkit.engine.store import Store
     from diffkit.rundir import RunDir
@@ -78,17 +81,20 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
         for _ in range(4):
             step()
         training.saver.reserve(training.state.checkpoint())
-        plain, beside, stalls, written = [], [], [], []
+        plain, beside, stalls, written, whole = [], [], [], [], []
         for _ in range(SAVES):
             plain += [step() for _ in range(STEPS_BETWEEN)]
             start = time.perf_counter()
             writing = training.save()
             begun = time.perf_counter() - start
-            beside.append(step())
-            stalls.append(begun + waits[-1])
+            meanwhile = [step()]
+            queued = max(0.0, meanwhile[0] - sorted(plain)[len(plain) // 2]) if device.type == "cuda" else 0.0
+            stalls.append(begun + waits[-1] + queued)  # on a GPU the copies are in its queue, before the step
             while not writing.done():
-                beside.append(step())
+                meanwhile.append(step())
             writing.result()
+            beside += meanwhile
+            whole.append((begun + sum(meanwhile), len(meanwhile)))
             written.append(time.perf_counter() - start)
         state = sum(tensor.nbytes for tensor in training.state.checkpoint().tensors.values())
     usual = sorted(plain)[len(plain) // 2]
@@ -99,6 +105,7 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
         "stall_seconds": spread(stalls),
         "stall_share_of_step": round(sorted(stalls)[len(stalls) // 2] / usual, 4),
         "written_seconds": spread(written),
+        "lost_seconds": spread([seconds - steps * usual for seconds, steps in whole]),
     }
 
 
@@ -138,8 +145,10 @@ def memory(device: torch.device) -> dict[str, Any]:
             answer = context.Queue()
             process = context.Process(target=held, args=(name, folder, data, size, batch, device, answer))
             process.start()
-            most, before = answer.get()
             process.join()
+            if process.exitcode:
+                raise SystemExit(f"{name} has failed.")
+            most, before = answer.get()
             results[name] = {"peak_bytes": most, "before_bytes": before}
             print(name, f"{(most - before) / 2**20:.0f} MiB", flush=True)
     return {"size": size, "batch": batch, "trainers": results}
@@ -164,7 +173,8 @@ def table(results: dict[str, Any]) -> str:
         f"{1000 * saving['stall_seconds']['max']:.0f}), {saving['stall_share_of_step']:.1%} of a step of "
         f"{1000 * saving['step_seconds']['median']:.0f} ms; it is on the disk after "
         f"{saving['written_seconds']['median']:.2f} s, and steps take "
-        f"{1000 * saving['step_while_writing_seconds']['median']:.0f} ms meanwhile.",
+        f"{1000 * saving['step_while_writing_seconds']['median']:.0f} ms meanwhile, so that a checkpoint costs "
+        f"{saving['lost_seconds']['median']:.2f} s of training in all.",
         "",
         f"UNet2DModel at {memory_found['size']}x{memory_found['size']}, batch {memory_found['batch']}:",
         "",
@@ -179,10 +189,10 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     options = asked(data=True, rounds=5)
     device = options.device
-    results = {
+    results = {  # the memory first: what this process then holds of a GPU would be wanting
+        "memory": memory(device),
         "first_step": first_step(options.data, str(device), options.rounds),
         "checkpoint": stall(options.data, device),
-        "memory": memory(device),
     }
     print(json.dumps(results, indent=1))
     write(f"costs-{device.type}", results)

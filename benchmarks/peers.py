@@ -103,11 +103,11 @@ def diffusers(
         average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         average.to(device)
     if leg == "tuned":
-        average = [parameter.detach().clone() for parameter in network.parameters()]
         if device.type == "cuda":
             network.to(memory_format=torch.channels_last)
             network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
         network, optimizer = accelerator.prepare(network, optimizer)
+        average = [parameter.detach().clone() for parameter in network.parameters()]
         data = cached(folder, size, batch, device)
     else:
         loader = DataLoader(
@@ -186,7 +186,7 @@ def k_diffusion(
             return answer
 
     accelerator = Accelerator(mixed_precision="no" if leg == "stock" else "bf16", cpu=device.type == "cpu")
-    denoiser = layers.Denoiser(Inner(), sigma_data=0.5)
+    denoiser = layers.Denoiser(Inner(), sigma_data=0.5).to(device)
     average = copy.deepcopy(denoiser)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=LR, betas=(0.95, 0.999), weight_decay=1e-3)
     loader = DataLoader(Folder(folder, size), batch, shuffle=True, num_workers=workers, drop_last=True)
@@ -217,7 +217,10 @@ class AsBackbone(nn.Module):
 
 
 def diffkit(network: nn.Module, data: Path, batch: int, device: torch.device, precision: str) -> Iterator[None]:
-    """diffkit's own loop, with the defaults of `diffkit train` for everything but the network."""
+    """diffkit's own loop, with the defaults of `diffkit train` for everything but the network.
+
+    On a GPU these are found by trial: the layout in memory, and whether to compile.
+    """
     from functools import partial
 
     from diffkit.core.denoiser import Denoiser, squared_error
@@ -225,17 +228,35 @@ def diffkit(network: nn.Module, data: Path, batch: int, device: torch.device, pr
     from diffkit.core.schedules import cosine, over_range
     from diffkit.engine.batches import Batches
     from diffkit.engine.devices import autocast
+    from diffkit.engine.resident import budget, resident
+    from diffkit.engine.speed import EAGER, ON_A_GPU, choose_way, prepared
     from diffkit.engine.store import Store
     from diffkit.engine.train import Recipe, State, train
 
+    def attempt(network: nn.Module) -> Tensor:
+        with autocast(device, precision)():
+            answer: Tensor = network(torch.zeros(images, *shape, device=device), torch.zeros(images, device=device))
+        return answer
+
     store = Store.open(data)
     recipe = Recipe(batch, batch, LR, 10_000, (0.9, 0.99), 0.0, 1.0, 500_000.0, 0)
-    state = State(network.to(device), recipe)
+    shape, images, way = (store.spec.channels, store.spec.height, store.spec.width), batch, EAGER
+    network.to(device)
+    while device.type == "cuda":
+        try:
+            way = choose_way(network, attempt, ON_A_GPU)[0]
+            break
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            images //= 2
+    run_as = prepared(network, way)
+    state = State(network, recipe)
+    kept = resident(store, ("images",), device, budget(device))
     prediction = partial(edm, sigma_data=store.sigma_data)
     for _ in train(
         state,
-        Denoiser(network, prediction, autocast(device, precision)),
-        Batches(store, store.spec, 0, True, 0.0),
+        Denoiser(run_as, prediction, autocast(device, precision)),
+        Batches(store, store.spec, 0, True, 0.0, resident=kept),
         over_range(cosine, 0.002, 80.0),
         squared_error,
         recipe,

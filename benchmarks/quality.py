@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import DOCS, RESULTS, asked, publish, spread, write
+from common import DOCS, RESULTS, asked, publish, write
 from PIL import Image
 from torch import Tensor, nn
-from training import diffusers_network, finish
+from training import diffusers_network
 
 import peers
 from diffkit.compose.training import Training, prepare_training
@@ -34,6 +34,7 @@ from diffkit.core.denoiser import Denoiser
 from diffkit.core.predictions import eps
 from diffkit.core.samplers.multistep import deis
 from diffkit.core.schedules import karras, over_range, sampling_grid
+from diffkit.engine.devices import finish
 from diffkit.engine.sample import Plan, sample
 from diffkit.engine.store import Store
 from diffkit.extractors.lite0 import lite0
@@ -160,8 +161,10 @@ class Judge:
 
 
 def measured(contestant: Contestant, seconds: float, judge: Judge, spec: ImageSpec, device: torch.device) -> Any:
-    """Train for that long, measured along the way."""
-    busy, images, curve = 0.0, 0, []
+    """Train for that long, measured along the way, after a step that does not count: the first may compile."""
+    next(contestant.steps)
+    finish(device)
+    busy, images, curve = 0.0, contestant.batch, []
     for share in contestant.points:
         while busy < share * seconds:
             start = time.perf_counter()
@@ -200,21 +203,18 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name in names:
-        found = [run["contestants"][name] for run in runs if name in run["contestants"]]
-        ends = [each["curve"][-1] for each in found]
-        reached = [
-            seconds_to(run["contestants"]["diffkit"]["curve"], run["contestants"][name]["curve"][-1]["distance"])
-            for run in runs
-            if name in run["contestants"]
-        ]
-        distance, after = spread([end["distance"] for end in ends]), spread(reached)
-        share, between = after["median"] / seconds, f" ({distance['min']:.3f} to {distance['max']:.3f})"
-        soonest = min(run["contestants"]["diffkit"]["curve"][0]["seconds"] for run in runs)
-        words = "at most " if after["median"] <= soonest else ""
+        those = [run["contestants"] for run in runs if name in run["contestants"]]
+        ends = [each[name]["curve"][-1] for each in those]
+        distances = [end["distance"] for end in ends]
+        reached = [seconds_to(each["diffkit"]["curve"], far) for each, far in zip(those, distances, strict=True)]
+        first = [each["diffkit"]["curve"][0]["seconds"] for each in those]
+        words = "at most " if all(after <= point for after, point in zip(reached, first, strict=True)) else ""
+        between = f" ({min(distances):.3f} to {max(distances):.3f})" if seeds > 1 else ""
+        images = sum(end["images"] for end in ends) / len(ends)
+        after = sum(reached) / len(reached)
         lines.append(
-            f"| {name} | {found[0]['network']} | {ends[0]['images']:,} "
-            f"| {distance['median']:.3f}{between if seeds > 1 else ''} "
-            f"| {words}{after['median']:.0f} s | {words}{share:.2f} |"
+            f"| {name} | {those[0][name]['network']} | {images:,.0f} | {sum(distances) / len(distances):.3f}{between} "
+            f"| {words}{after:.0f} s | {words}{after / seconds:.2f} |"
         )
     return "\n".join(lines)
 

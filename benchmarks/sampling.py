@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py [--device cuda] [--size 128] [--calls 20] [--rounds 5]
 
-From noise to 8-bit images in memory, at a large batch and at one image. diffkit lays the network out as
+From noise to 8-bit images in memory, at a large batch and at one image. diffkit makes the network ready as
 `diffkit sample` does, and computes in float32 as diffusers does by default; on a GPU also in bfloat16, as both would be
 told to. Writes results/sampling-DEVICE.json.
 """
@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from common import asked, publish, spread, write
 from torch import nn
-from training import diffusers_network, finish
+from training import diffusers_network
 
+from diffkit.compose.machine import for_sampling
 from diffkit.core.denoiser import Denoiser
 from diffkit.core.predictions import eps
 from diffkit.core.samplers.onestep import euler
 from diffkit.core.schedules import cosine, over_range, sampling_grid
-from diffkit.engine.devices import autocast
+from diffkit.engine.devices import autocast, finish
 from diffkit.engine.sample import Plan, sample
 from diffkit.interfaces import ImageSpec
 from peers import AsBackbone
@@ -33,8 +34,8 @@ def with_diffusers(network: nn.Module, batch: int, calls: int) -> None:
 
     pipeline = DDIMPipeline(network, DDIMScheduler())  # type: ignore[arg-type]
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(batch_size=batch, num_inference_steps=calls, output_type="np").images
-    assert (images * 255).round().astype("uint8").shape[0] == batch
+    images: Any = pipeline(batch_size=batch, num_inference_steps=calls, output_type="pt").images
+    assert (images.float() * 255).round().to("cpu", torch.uint8).shape[0] == batch
 
 
 def with_diffkit(denoiser: Denoiser, size: int, batch: int, calls: int) -> None:
@@ -51,16 +52,19 @@ def main() -> None:
     def network() -> nn.Module:
         return diffusers_network(size, large).to(device).eval()
 
-    theirs, ours = network(), network()
-    if not large:
-        ours.to(memory_format=torch.channels_last)
-    backbone = AsBackbone(ours, 250.0, lambda answer: answer.sample)
+    def ours(precision: str) -> Denoiser:
+        layout = torch.contiguous_format if large else torch.channels_last
+        backbone = AsBackbone(network().to(memory_format=layout), 250.0, lambda answer: answer.sample)
+        ready = for_sampling(backbone.eval().requires_grad_(False), ImageSpec(3, size, size), device, precision)
+        return Denoiser(ready, eps, autocast(device, precision))
+
+    theirs, full = network(), ours("float32")
     contestants: dict[str, Callable[[int], None]] = {
-        "diffkit": lambda batch: with_diffkit(Denoiser(backbone, eps), size, batch, calls),
+        "diffkit": lambda batch: with_diffkit(full, size, batch, calls),
         "diffusers": lambda batch: with_diffusers(theirs, batch, calls),
     }
     if large:
-        half, in_half = Denoiser(backbone, eps, autocast(device, "bfloat16")), network().to(torch.bfloat16)
+        half, in_half = ours("bfloat16"), network().to(torch.bfloat16)
         contestants["diffkit, bfloat16"] = lambda batch: with_diffkit(half, size, batch, calls)
         contestants["diffusers, bfloat16"] = lambda batch: with_diffusers(in_half, batch, calls)
     figures: dict[str, Any] = {}

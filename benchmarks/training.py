@@ -29,9 +29,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import peers
+from diffkit.engine.devices import choose_precision, finish
 
 Make = Callable[[], nn.Module]
-IMAGES = 2048
+IMAGES, LARGE_IMAGES = 2048, 8192
 HALF_SIZE, HALF_BATCH = 64, 16
 
 
@@ -127,10 +128,10 @@ def files(folder: Path, size: int) -> tuple[Path, Path]:
 
 
 def images(folder: Path, size: int) -> None:
-    """PNG files of smooth random colours with some grain, about as large as those of photos."""
+    """PNG files of smooth random colours with some grain, about as large as those of photos; more of large ones."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    for number in range(IMAGES):
+    for number in range(LARGE_IMAGES if size > HALF_SIZE else IMAGES):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(
             (size, size), Image.Resampling.BICUBIC
         )
@@ -197,13 +198,11 @@ def roofline(network: nn.Module, size: int, flops: float, bytes_a_second: float)
     return 1 / (seconds + max(0.0, total - counted) / flops)
 
 
-def finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def turn(steps: Iterator[None], seconds: float, batch: int, device: torch.device) -> float:
-    """Images a second over a turn."""
+    """Images a second over a turn; on a GPU, after a step that takes what memory others have kept."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        next(steps)
     finish(device)
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -216,22 +215,33 @@ def turn(steps: Iterator[None], seconds: float, batch: int, device: torch.device
 def compete(
     makers: dict[str, Callable[[], Iterator[None]]], rounds: int, seconds: float, batch: int, device: torch.device
 ) -> dict[str, Any]:
-    """Each contestant's images a second in every round, and the time that its first step took."""
-    running, first = {}, {}
+    """Each contestant's images a second in every round, and the time that its first step took.
+
+    None for one whose step the memory of the GPU does not hold.
+    """
+    running, first, failed = {}, {}, dict[str, None]()
     for name, make in makers.items():
-        start = time.perf_counter()
-        running[name] = make()
-        next(running[name])
-        finish(device)
-        first[name] = time.perf_counter() - start
-        for _ in range(2):
-            next(running[name])
+        start, steps = time.perf_counter(), make()
+        try:
+            next(steps)
+            finish(device)
+            first[name] = time.perf_counter() - start
+            for _ in range(2):
+                next(steps)
+        except torch.OutOfMemoryError:
+            print(name, "is out of memory", flush=True)
+            failed[name] = None
+        else:
+            running[name] = steps
+        del steps
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     speeds: dict[str, list[float]] = {name: [] for name in running}
     for number in range(rounds):
         for name, steps in running.items():
             speeds[name].append(turn(steps, seconds, batch, device))
         print(number + 1, *(f"{name} {values[-1]:.1f}" for name, values in speeds.items()), sep="  ", flush=True)
-    return {
+    return failed | {
         name: {
             "images_per_second": spread(values),
             "diffkit_ratio": spread([ours / theirs for ours, theirs in zip(speeds["diffkit"], values, strict=True)]),
@@ -261,6 +271,9 @@ def table(results: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|",
         ]
         for trainer, figures in network["trainers"].items():
+            if figures is None:
+                lines.append(f"| {trainer} | out of memory | | | | |")
+                continue
             speed, ratio = figures["images_per_second"], figures["diffkit_ratio"]
             shares = f"{figures['share_of_peak']:.0%} | {figures['share_of_roofline']:.0%}"
             lines.append(
@@ -276,8 +289,6 @@ def main() -> None:
     options = asked(rounds=5, seconds=6.0)
     device, size, batch = options.device, options.size, options.batch
 
-    from diffkit.engine.devices import choose_precision
-
     networks = []
     trial = diffusers_network(size, options.large).to(device)
     x, c_noise = torch.randn(batch, 3, size, size, device=device), torch.zeros(batch, device=device)
@@ -290,7 +301,7 @@ def main() -> None:
             print(f"{name}: {count / 1e9:.2f} GFLOP forward, peak {best / 1e12:.2f} TFLOP/s, {half}")
             found = compete(leg.trainers, options.rounds, options.seconds, leg.batch, device)
             most = roofline(leg.network, leg.size, best, traffic)
-            for each in found.values():
+            for each in filter(None, found.values()):
                 each["share_of_peak"] = round(each["images_per_second"]["median"] * 3 * count / best, 4)
                 each["share_of_roofline"] = round(each["images_per_second"]["median"] / most, 4)
             parameters = sum(parameter.numel() for parameter in leg.network.parameters())

@@ -11,12 +11,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from diffkit import durable
+from diffkit.compose.training import prepare_training
 from diffkit.engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from diffkit.engine.modelfile import KEY, read_tensors, write_tensors
 from diffkit.engine.saver import Saver
 from diffkit.engine.session import Cadence, Chores, Ended, Event, Previewed, Saved, session
+from diffkit.engine.store import Store
 from diffkit.engine.train import Progress, State
 from diffkit.errors import DiffkitError, ExitCode
+from diffkit.rundir import RunDir
 from test_train import recipe, small_network, trained
 
 NEVER = 1e9
@@ -91,15 +94,15 @@ def test_what_is_written_is_the_state_as_it_was(tmp_path: Path, layout: torch.me
     state.restore(found)
 
 
-def test_weights_change_only_when_they_are_copied(tmp_path: Path) -> None:
-    """The copy is held up until the next step asks to change the weights."""
+def test_weights_change_only_when_they_are_copied() -> None:
+    """The copy is held up until after the next step has asked to change the weights."""
     state, _ = trained(recipe(), 16)
     then = {name: tensor.clone() for name, tensor in state.checkpoint().tensors.items()}
     saver, asked, saved = Saver(), threading.Event(), []
     saver._thread.submit(asked.wait, 20)
 
     def before_update() -> None:
-        asked.set()
+        threading.Timer(0.2, asked.set).start()
         saver.copied()
 
     writing = saver.begin(state.checkpoint(), lambda copy: saved.append(copy.tensors))
@@ -107,6 +110,35 @@ def test_weights_change_only_when_they_are_copied(tmp_path: Path) -> None:
     writing.result()
     assert all(torch.equal(saved[0][name], tensor) for name, tensor in then.items())
     assert not all(torch.equal(saved[0][name], tensor) for name, tensor in state.checkpoint().tensors.items())
+
+
+def test_a_training_that_saves_hands_out_what_it_was(dataset: Path, tmp_path: Path) -> None:
+    """As above, through the whole of a training."""
+    given = {"data": {"path": str(dataset)}, "train": {"batch_size": 4}}
+    training = prepare_training(given, Store.open(dataset), RunDir(tmp_path / "run"), "cpu")
+    training.create()
+    steps, asked = training.steps(), threading.Event()
+    next(steps)
+    then = {name: tensor.clone() for name, tensor in training.state.checkpoint().tensors.items()}
+    training.saver._thread.submit(asked.wait, 20)
+    writing = training.save()
+    threading.Timer(0.2, asked.set).start()
+    next(steps)
+    writing.result()
+    found, _ = latest_checkpoint(training.run.checkpoints)
+    assert found is not None and all(torch.equal(found.tensors[name], tensor) for name, tensor in then.items())
+
+
+def test_what_a_forward_pass_may_change_is_copied_at_once() -> None:
+    weight, buffer = torch.ones(3), torch.ones(3)
+    saver, asked, saved = Saver(), threading.Event(), []
+    saver._thread.submit(asked.wait, 20)
+    checkpoint = Checkpoint({"weight": weight, "buffer": buffer}, 8, frozenset({"weight"}))
+    writing = saver.begin(checkpoint, lambda copy: saved.append(copy.tensors))
+    buffer.zero_()
+    asked.set()
+    writing.result()
+    assert bool((saved[0]["buffer"] == 1).all()) and bool((saved[0]["weight"] == 1).all())
 
 
 def test_a_save_waits_for_the_memory_that_was_asked_for(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from diffkit.backbones.unet import unet
 from diffkit.config import read_toml
 from diffkit.engine.graphs import Graphed
 from diffkit.engine.speed import ON_A_GPU, Way, choose_way, precast
+from diffkit.errors import ExitCode
 from diffkit.interfaces import ImageSpec
 
 
@@ -160,3 +162,17 @@ print(faults(10))
         for word in ("keep", "plain")
     ]
     assert 4 * found[0] < found[1]
+
+
+def test_a_precision_that_the_device_lacks_is_refused(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = torch.zeros
+
+    def without(*size: int, dtype: torch.dtype | None = None, **rest: Any) -> Tensor:
+        if dtype == torch.bfloat16:
+            raise TypeError("BFloat16 is not supported on this device")
+        return zeros(*size, dtype=dtype, **rest)
+
+    monkeypatch.setattr(torch, "zeros", without)
+    done = call_diffkit("train", dataset, "--device", "cpu", "--precision", "bfloat16")
+    assert done.returncode == ExitCode.MACHINE and "has no bfloat16" in done.stderr, done.stderr
+    assert "--precision float32" in done.stderr

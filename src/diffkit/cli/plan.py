@@ -66,7 +66,8 @@ def plan(
     words |= {"--precision": precision, "--config": config, "--device": None if device == "auto" else device}
     words |= {"--lr": planned.lr}
     options = [part for key, value in words.items() if value is not None for part in (key, str(value))]
-    options += [part for each in settings or [] for part in ("--set", each)]
+    rest = [each for each in settings or [] if planned.lr is None or each.partition("=")[0].strip() != "train.lr"]
+    options += [part for each in rest for part in ("--set", each)]
     _show(training, planned, shlex.join(["diffkit", "train", str(data), *options]))
 
 
@@ -82,7 +83,7 @@ def _show(training: Training, planned: Planned, command: str) -> None:
     say(f"  on         {describe(training.device)}, {train.precision}, {way}")
     say_model(training)
     if planned.lr is not None:
-        say(f"  rate       a learning rate of {planned.lr:g} gets furthest in a few steps; the default is {train.lr:g}")
+        say(f"  rate       a learning rate of {planned.lr:g} gets furthest in a few steps, for {train.lr:g}")
     longest = min(train.ema_half_life, WARM_UP * planned.images)
     say(f"  average    of the weights, at the end with a half-life of {longest:,.0f} images")
     memory = "" if planned.memory is None else f", {bytes_text(planned.memory)} of memory"

@@ -236,7 +236,7 @@ def model_of(
     """The model that these weights and this header describe, as they stand or would stand in `file`."""
     import torch
 
-    from diffkit.engine.devices import choose_device
+    from diffkit.engine.devices import check_precision, choose_device
     from diffkit.engine.train import load_exactly
 
     settings = _with_defaults(validated(header["settings"], str(file)), file)
@@ -246,6 +246,7 @@ def model_of(
         # Never by timing: the same command has to make the same images.
         half = target.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if half else "float32"
+    check_precision(precision, target)
     network = bound("backbone", settings)(spec)
     load_exactly(network, tensors)
     # On a CPU, with the channels last: up to a fifth faster at 128 pixels, about the same at 16.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -19,6 +20,8 @@ from diffkit.errors import DiffkitError, ExitCode
 from diffkit.rundir import RunDir
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffkit.engine.store import Store
 
 WARMUP_STEPS, LEAST_STEPS, TRIAL_SECONDS = 2, 4, 8.0
@@ -33,7 +36,7 @@ PROBED = ("precision", "compile", "channels_last", "micro_batch", "lr")
 class Planned:
     """images_per_second of the training itself, memory in bytes (None if unknown), and what a budget gives.
 
-    `lr`: the best learning rate that was tried, if that was asked for.
+    `lr`: that which gets furthest in a few steps, if that was asked for.
     """
 
     images_per_second: float
@@ -60,54 +63,55 @@ def plan(
     """
     import torch
 
-    from diffkit.engine.devices import memory_used
+    from diffkit.engine.devices import finish, memory_used
     from diffkit.engine.train import Reduced
 
     training = prepare_training(given, store, RunDir(Path(os.devnull)), device)
     batch = training.recipe.batch_size
-    lr = _learning_rate(training) if lr_test else None
+    untrained = copy.deepcopy(training.state.network.state_dict()) if lr_test else None
     if training.device.type == "cuda":  # what the trials of layouts held does not count
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(training.device)
-    times, begun = [time.perf_counter()], time.perf_counter()
-    for event in training.steps():
+    steps, begun = 0, time.perf_counter()
+    for event in training.steps(report_every=training.report_every):
         if isinstance(event, Reduced):
             training.notes.append(
                 f"The memory holds {event.micro_batch} images at once; the batch is made of such pieces."
             )
             continue
-        times.append(time.perf_counter())
-        enough = len(times) > WARMUP_STEPS + LEAST_STEPS
-        if enough and time.perf_counter() - begun > TRIAL_SECONDS:
+        steps += 1
+        if steps == WARMUP_STEPS:
+            finish(training.device)
+            start = time.perf_counter()
+        if steps >= WARMUP_STEPS + LEAST_STEPS and time.perf_counter() - begun > TRIAL_SECONDS:
+            finish(training.device)
             break
-    speed = (len(times) - 1 - WARMUP_STEPS) * batch / (times[-1] - times[WARMUP_STEPS])
+    speed = (steps - WARMUP_STEPS) * batch / (time.perf_counter() - start)
     total = images if seconds is None else int(TRAINING_SHARE * seconds * speed) // batch * batch
     if not total:
         raise DiffkitError(
             f"In that time it does not get through one batch of {batch} images ({batch / speed:.0f} s).",
             "Give it more --time, or choose a smaller --preset or --batch-size.",
         )
+    memory = memory_used(training.device)  # before anything else needs some
     planned = Planned(
         images_per_second=round(speed, 2),
-        memory=memory_used(training.device),
+        memory=memory,
         images=total,
         seconds=round(total / speed / TRAINING_SHARE, 1) if seconds is None else seconds,
         epochs=round(total / store.count, 2),
-        lr=lr,
+        lr=None if untrained is None else _learning_rate(training, untrained),
     )
     durable.write_json(_place(training.settings, str(training.device)), asdict(planned))
     return training, planned
 
 
-def _learning_rate(training: Training) -> float:
-    """That with which a short training from here gets furthest. Uses the state up: speed does not depend on it."""
-    import copy
-
+def _learning_rate(training: Training, start: Mapping[str, Tensor]) -> float:
+    """That with which a short training gets furthest from these weights. Leaves the training spent."""
     from diffkit.engine.rates import best_rate
     from diffkit.engine.train import Progress, State
 
     network, batch = training.state.network, training.recipe.batch_size
-    start = copy.deepcopy(network.state_dict())
 
     def loss_at(lr: float) -> float:
         """Of the second half, by level and unweighted: a learned weighting would learn to make it small."""

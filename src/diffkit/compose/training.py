@@ -124,7 +124,7 @@ class Training:
             until_images=until_images,
             report_every=report_every,
             world=self.world,
-            before_update=lambda: self.saver.copied(),
+            before_update=self.saver.copied,
         )
 
     @property

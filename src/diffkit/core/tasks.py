@@ -39,7 +39,8 @@ def colorize(images: Tensor, draw: Draw, mask: Tensor | None) -> Tensor:
     """From a gray image (ITU-R BT.601 luma)."""
     if images.shape[1] == 1:
         return images
-    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    red, green, blue = (images[:, channel : channel + 1] for channel in range(3))
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def translate(images: Tensor, draw: Draw, mask: Tensor | None) -> Tensor:

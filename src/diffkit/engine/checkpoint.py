@@ -20,8 +20,8 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that training needs to go on: tensors by name, and the images seen. `trained`: names of those that training
-    changes and that have to be finite (a backbone's buffers may hold infinities on purpose)."""
+    """All that training needs to go on: tensors by name, and the images seen. `trained`: names of those that only
+    the optimiser's step changes, and that have to be finite (a backbone's buffers may hold infinities on purpose)."""
 
     tensors: dict[str, Tensor]
     images_seen: int

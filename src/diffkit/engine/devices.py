@@ -16,6 +16,12 @@ from diffkit.errors import DiffkitError, ExitCode
 
 Autocast = Callable[[], AbstractContextManager[object]]
 GAIN_WANTED = 1.1
+WANT_OF_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN, when none of its ways gets the space to work in
+)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 
@@ -61,9 +67,11 @@ def choose_precision(wanted: str, device: torch.device, forward: Callable[[], Te
     """ "bfloat16" or "float32": what was asked for, or what is faster here.
 
     On CUDA, bfloat16 where the hardware has it. On a CPU `forward` (one small batch) is timed in both, since bfloat16
-    gains a factor of two with AVX512-BF16 or AMX and loses more than that without.
+    gains a factor of two with AVX512-BF16 or AMX and loses more than that without. Raises DiffkitError if the device
+    lacks what was asked for.
     """
     if wanted != "auto":
+        check_precision(wanted, device)
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
@@ -72,6 +80,20 @@ def choose_precision(wanted: str, device: torch.device, forward: Callable[[], Te
     full = _seconds(forward, autocast(device, "float32"))
     half = _seconds(forward, autocast(device, "bfloat16"))
     return "bfloat16" if half * GAIN_WANTED < full else "float32"
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises DiffkitError if the device cannot compute in it at all; slowly will do."""
+    if precision == "bfloat16":
+        try:
+            a = torch.zeros(8, 8, dtype=torch.bfloat16, device=device)
+            a @ a
+        except (RuntimeError, TypeError) as error:
+            raise DiffkitError(
+                f"{describe(device)} has no bfloat16 ({error}).",
+                "Give --precision float32.",
+                code=ExitCode.MACHINE,
+            ) from error
 
 
 def _seconds(forward: Callable[[], Tensor], context: Autocast) -> float:
@@ -101,12 +123,24 @@ def activation_bytes(forward: Callable[[], Tensor]) -> int:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """Free memory of the device; None where it is not known or not what limits (CPU)."""
+    """Free memory of the device, with what torch only keeps; None where not known or not what limits (CPU)."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     return None
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether this is want of memory: elsewhere than in CUDA's own allocator it comes as a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WANT_OF_MEMORY)
+
+
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def keep_freed_memory() -> None:

@@ -35,11 +35,12 @@ class Graphed(nn.Module):
         super().__init__()
         self.network = network
         self._graphs: dict[Any, _Graph | None] = {}
+        self._capturable = True
 
     def forward(self, x: Tensor, c_noise: Tensor, **condition: Tensor) -> Tensor:
         """As the network's own."""
         small = x.is_cuda and len(x) * x.shape[-2] * x.shape[-1] <= MOST_POSITIONS
-        if not small or torch.is_grad_enabled() or self.network.training:
+        if not small or not self._capturable or torch.is_grad_enabled() or self.network.training:
             return self._call(x, c_noise, condition)
         shapes = ((name, tuple(each.shape)) for name, each in {"": x, **condition}.items())
         key = (torch.is_autocast_enabled("cuda"), *shapes)
@@ -74,13 +75,14 @@ class Graphed(nn.Module):
                     self._call(inputs[0], inputs[1], named)
             own.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                 output = self._call(inputs[0], inputs[1], named)
             found = _Graph(graph, inputs, output)
             wanted = self._call(x, c_noise, condition)
             replay = _replayed(found, [x, c_noise, *condition.values()])
             near = float((replay - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max())
         except RuntimeError:
+            self._capturable = False  # what fails once will again, and may leave the allocator half in a capture
             return None
         finally:
             torch.cuda.set_stream(own)  # a capture that fails leaves its own behind

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training, which never stands still for them longer than a copy of its state takes."""
+"""Checkpoints copied and written beside the training, which goes on meanwhile."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class Saver:
     def begin(self, checkpoint: Checkpoint, write: Callable[[Checkpoint], None]) -> Future[None]:
         """Copy, and have `write` called with the copy; the result is there when that is done, or has failed.
 
-        The last one has to be finished. What is `trained` may still be being copied when this returns: it must not
-        change before `copied`. On a GPU it may, since copies are queued there before whatever comes next.
+        The last one has to be finished. Of a state on the CPU, what is `trained` is copied in the thread and must not
+        change before `copied`; buffers, which a forward pass may change, are copied at once. On a GPU all copies are
+        queued before whatever comes next.
         """
         if self._reserved is not None:
             self._reserved.result()

@@ -17,8 +17,8 @@ Reason: TypeAlias = Literal["done", "time", "stopped", "memorizing", "plateau"]
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint and the model have been written, as they were at `images_seen`; `seconds` is how long training
-    stood still for it."""
+    """A checkpoint and the model have been written, as they were at `images_seen`; `seconds` is how long the
+    session waited for it between two steps."""
 
     images_seen: int
     seconds: float

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.durable import cache_folder
+from diffkit.engine.devices import finish, is_memory
 
 Try = Callable[[nn.Module], Tensor]
 WARMUP, TIMED = 2, 3
@@ -52,10 +53,10 @@ def choose_way(network: nn.Module, attempt: Try, candidates: tuple[Way, ...]) ->
     for way in candidates:
         try:
             seconds[way] = _seconds(prepared(network, way), attempt)
-        except torch.OutOfMemoryError:
-            network.zero_grad(set_to_none=True)
-            raise
         except Exception as error:
+            if is_memory(error):
+                network.zero_grad(set_to_none=True)
+                raise torch.OutOfMemoryError(str(error)) from error
             notes.append(f"Not {way}: {_first_line(error)}")
         network.zero_grad(set_to_none=True)
     first = candidates[0]
@@ -91,8 +92,7 @@ def _seconds(network: nn.Module, attempt: Try) -> float:
     for _ in range(WARMUP + TIMED):
         start = time.perf_counter()
         attempt(network).float().square().mean().backward()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        finish(next(network.parameters()).device)
         times.append(time.perf_counter() - start)
     return sorted(times[WARMUP:])[TIMED // 2]
 

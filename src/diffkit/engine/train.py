@@ -18,6 +18,7 @@ from diffkit.core.random import Purpose, derived_seed, golden, normal
 from diffkit.core.weighing import Uncertainty, Weigh
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint, non_finite
+from diffkit.engine.devices import is_memory
 from diffkit.engine.distributed import ALONE, World
 from diffkit.engine.optimizer import AdamW
 from diffkit.errors import DiffkitError, ExitCode
@@ -25,7 +26,6 @@ from diffkit.errors import DiffkitError, ExitCode
 Objective = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
 Levels = Callable[[Tensor], Tensor]
 SHARES = 8
-WANT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, 
             total.append(loss.detach())
             by_level.append(_by_level(t, errors))
     except RuntimeError as error:
-        if not _is_memory(error):
+        if not is_memory(error):
             raise
     else:
         return torch.stack(total).sum(), torch.stack(by_level).sum(0)
@@ -245,11 +245,6 @@ def _gradients_of(state: State) -> list[Tensor]:
             parameter.grad = torch.zeros_like(parameter)
         found.append(parameter.grad)
     return found
-
-
-def _is_memory(error: RuntimeError) -> bool:
-    """Elsewhere than in CUDA's own allocator it comes as a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WANT_OF_MEMORY)
 
 
 def _by_level(t: Tensor, errors: Tensor) -> Tensor:
