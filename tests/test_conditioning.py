@@ -49,7 +49,7 @@ def labelled(images: Path) -> Path:
     assert done.returncode == 0, done.stderr
     assert "2 attributes: bright 0.0" in done.stderr and "left 0 to 1" in done.stderr
     run = images.parent / "labelled"
-    options = ("--steps", 500, "--no-flip", "--lr", 3e-3, "--set", "train.warmup_images=500", *SMALL)
+    options = ("--steps", 300, "--no-flip", "--lr", 3e-3, "--set", "train.warmup_images=500", *SMALL)
     done = run_diffkit("train", images.parent / "set", "-o", run, "--validate-every", 2000, *options)
     assert done.returncode == 0, done.stderr
     return run
@@ -115,7 +115,7 @@ def test_super_resolution_end_to_end(images: Path, tmp_path: Path) -> None:
     data, run = images.parent / "plain", images.parent / "super"
     done = run_diffkit("prepare", images, "-o", data, "--size", 16)
     assert done.returncode == 0, done.stderr
-    options = ("--task", "super-resolution", "--factor", 4, "--steps", 400, "--lr", 3e-3)
+    options = ("--task", "super-resolution", "--factor", 4, "--steps", 250, "--lr", 3e-3)
     options += ("--set", "train.warmup_images=500", "--preview-every", 3200, "--validate-every", 3200)
     done = run_diffkit("train", data, "-o", run, *options, *SMALL)
     assert done.returncode == 0, done.stderr
