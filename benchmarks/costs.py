@@ -117,7 +117,7 @@ def held(name: str, folder: Path, data: Path, size: int, batch: int, device: tor
     network = diffusers_network(size, device.type == "cuda").to(device)
     before = memory_used(device) or 0
     if name == "diffkit":
-        precision = choose_precision("auto", device, lambda: network(torch.zeros(2, 3, size, size), 0).sample)
+        precision = choose_precision("auto", device, lambda: network(torch.zeros(8, 3, size, size), 0).sample)
         network.zero_grad(set_to_none=True)
         steps = peers.diffkit(
             peers.AsBackbone(network, 250.0, lambda found: found.sample), data, batch, device, precision
