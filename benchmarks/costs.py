@@ -4,7 +4,7 @@
 
 The first step: from the start of `diffkit train DATA` to its first line of figures, beside `python -c "import torch"`,
 in turns. The stall: how long a step is held up by a checkpoint, and how much slower steps are while it is written. The
-memory: the most that a training of diffusers' UNet2DModel at batch 64 (8 on a CPU) holds, each trainer in a process of
+memory: the most that a training of diffusers' UNet2DModel at batch 64 holds, each trainer in a process of
 its own. Writes results/costs-DEVICE.json.
 """
 
@@ -16,13 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import asked, publish, spread, write
-from training import diffusers_network, images
+from training import diffusers_network, files
 
 SAVES, STEPS_BETWEEN = 8, 12
 
@@ -131,15 +130,10 @@ def held(name: str, folder: Path, data: Path, size: int, batch: int, device: tor
 
 def memory(device: torch.device) -> dict[str, Any]:
     """Bytes, by trainer: of the device, or of the process (libraries included, and also counted on their own)."""
-    from diffkit.datasets.folder import folder as source
-    from diffkit.engine.prepare import PrepareOptions, prepare
-
     size, batch = (128, 64) if device.type == "cuda" else (32, 64)
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder, data = Path(temporary) / "images", Path(temporary) / "set"
-        images(folder, size)
-        deque(prepare(source(str(folder)), data, PrepareOptions(size, size)), maxlen=0)
+        folder, data = files(Path(temporary), size)
         context = multiprocessing.get_context("spawn")
         for name in ("diffkit", "diffusers stock", "diffusers tuned"):
             answer = context.Queue()

@@ -1,6 +1,6 @@
 """Distance to the real images against training time: diffkit, its classic network, and diffusers' example.
 
-    python benchmarks/quality.py DATA [--minutes 5] [--seed 0] [--device cuda] [--size 32]
+    python benchmarks/quality.py DATA [--minutes 5] [--seed 0] [--device cuda]
 
 DATA: a prepared set. Each contestant trains alone on its images for that long, without classes; its clock stands while
 samples are made and measured. diffkit chooses network, batch, learning rate and precision as `diffkit train` does.

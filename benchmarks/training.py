@@ -73,6 +73,7 @@ def lucidrains_network(large: bool, flash: bool) -> nn.Module:
 class Leg:
     """A network, the images that it is trained on, and its trainers: first of all diffkit."""
 
+    name: str
     network: nn.Module
     size: int
     batch: int
@@ -95,7 +96,7 @@ def legs(folder: Path, size: int, batch: int, device: torch.device, half: str) -
         f"{name} stock": lambda: peers.alone(peers.lucidrains("stock", second(False), *rest)),
         f"{name} switched": lambda: peers.alone(peers.lucidrains("switched", second(True), *rest)),
     }
-    yield Leg(second(True), size, batch, trainers)
+    yield Leg(f"{name} Unet", second(True), size, batch, trainers)
 
 
 def diffusers_leg(folder: Path, size: int, batch: int, device: torch.device, half: str) -> Leg:
@@ -112,7 +113,7 @@ def diffusers_leg(folder: Path, size: int, batch: int, device: torch.device, hal
         "k-diffusion stock": lambda: peers.alone(peers.k_diffusion("stock", make(), *rest)),
         "k-diffusion switched": lambda: peers.alone(peers.k_diffusion("switched", make(), *rest)),
     }
-    return Leg(make(), size, batch, trainers)
+    return Leg("UNet2DModel", make(), size, batch, trainers)
 
 
 def files(folder: Path, size: int) -> tuple[Path, Path]:
@@ -297,15 +298,15 @@ def main() -> None:
     best, traffic = peak(device, half), bandwidth(device)
     with tempfile.TemporaryDirectory() as temporary:
         for leg in legs(Path(temporary), size, batch, device, half):
-            name, count = type(leg.network).__name__, operations(leg.network, leg.size)
-            print(f"{name}: {count / 1e9:.2f} GFLOP forward, peak {best / 1e12:.2f} TFLOP/s, {half}")
+            count = operations(leg.network, leg.size)
+            print(f"{leg.name}: {count / 1e9:.2f} GFLOP forward, peak {best / 1e12:.2f} TFLOP/s, {half}")
             found = compete(leg.trainers, options.rounds, options.seconds, leg.batch, device)
             most = roofline(leg.network, leg.size, best, traffic)
             for each in filter(None, found.values()):
                 each["share_of_peak"] = round(each["images_per_second"]["median"] * 3 * count / best, 4)
                 each["share_of_roofline"] = round(each["images_per_second"]["median"] / most, 4)
             parameters = sum(parameter.numel() for parameter in leg.network.parameters())
-            about = {"name": name, "size": leg.size, "batch": leg.batch, "parameters": parameters}
+            about = {"name": leg.name, "size": leg.size, "batch": leg.batch, "parameters": parameters}
             networks.append({**about, "forward_flop": count, "trainers": found})
     results = {"precision": half, "peak_flops": best, "bytes_a_second": traffic, "networks": networks}
     write(f"training-{device.type}", results)

@@ -83,7 +83,7 @@ def _show(training: Training, planned: Planned, command: str) -> None:
     say(f"  on         {describe(training.device)}, {train.precision}, {way}")
     say_model(training)
     if planned.lr is not None:
-        say(f"  rate       a learning rate of {planned.lr:g} gets furthest in a few steps, for {train.lr:g}")
+        say(f"  rate       a learning rate of {planned.lr:g} gets furthest in a few steps, instead of {train.lr:g}")
     longest = min(train.ema_half_life, WARM_UP * planned.images)
     say(f"  average    of the weights, at the end with a half-life of {longest:,.0f} images")
     memory = "" if planned.memory is None else f", {bytes_text(planned.memory)} of memory"
