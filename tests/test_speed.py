@@ -18,6 +18,7 @@ import diffkit
 from conftest import TINY, call_diffkit
 from diffkit.backbones.unet import unet
 from diffkit.config import read_toml
+from diffkit.engine import devices
 from diffkit.engine.graphs import Graphed
 from diffkit.engine.speed import ON_A_GPU, Way, choose_way, precast
 from diffkit.errors import ExitCode
@@ -54,6 +55,21 @@ def test_the_faster_layout_is_chosen_and_a_failing_compiler_is_a_note(monkeypatc
     assert way == Way(channels_last=True)
     assert notes == ["Not compiled, channels last: RuntimeError: no C++ compiler here"]
     assert network.conv.weight.grad is None
+
+
+@pytest.mark.parametrize(("gain", "precision"), [(2.0, "bfloat16"), (1.05, "float32"), (0.1, "float32")])
+def test_the_faster_precision_is_chosen_while_the_machine_is_disturbed(
+    monkeypatch: pytest.MonkeyPatch, gain: float, precision: str
+) -> None:
+    now, weight = [0.0], torch.ones((), requires_grad=True)
+
+    def forward() -> Tensor:
+        seconds = 0.04 / (gain if torch.is_autocast_enabled("cpu") else 1.0)
+        now[0] += seconds * (4 if 0.15 < now[0] < 0.6 else 1)  # something else runs
+        return weight * 1.0
+
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: now[0])
+    assert devices.choose_precision("auto", torch.device("cpu"), forward) == precision
 
 
 def test_if_all_ways_fail_the_answer_is_the_plain_one() -> None:
