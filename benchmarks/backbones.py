@@ -20,7 +20,8 @@ from common import asked, publish, spread, write
 from quality import Judge, UnlabelledStore
 
 from diffkit.backbones.presets import unet_preset
-from diffkit.compose.training import Training, prepare_training
+from diffkit.compose.start import prepare_training
+from diffkit.compose.training import Training
 from diffkit.engine.train import Progress
 from diffkit.rundir import RunDir
 

@@ -53,7 +53,7 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
 
     Lost is what the training, from the save to the first step after it is written, took longer than plain steps.
     """
-    from diffkit.compose.training import prepare_training
+    from diffkit.compose.start import prepare_training
     from diffkit.engine.store import Store
     from diffkit.rundir import RunDir
 

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from training import diffusers_network
 
 import peers
-from diffkit.compose.training import Training, prepare_training
+from diffkit.compose.start import prepare_training
+from diffkit.compose.training import Training
 from diffkit.core.denoiser import Denoiser
 from diffkit.core.predictions import eps
 from diffkit.core.samplers.multistep import deis

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import DiffkitError
+from diffkit.measure import kernel
 from diffkit.measure.copying import Pixels, View, copying, mirrored, neighbours
 from diffkit.measure.estimate import share, student95
 from diffkit.measure.frechet import enough, frechet, frechet_interval
@@ -102,11 +103,27 @@ def test_the_kernel_distance_is_torch_fidelitys(pair: tuple[Tensor, Tensor]) -> 
     assert kernel_distance("KID", x, y).value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
 
 
-def test_the_kernel_distance_is_torchmetrics(pair: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("tile", [1024, 64])
+def test_the_kernel_distance_is_torchmetrics(
+    pair: tuple[Tensor, Tensor], tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torchmetrics.image.kid import poly_mmd
 
+    monkeypatch.setattr(kernel, "TILE", tile)
     x, y = (features[:200] for features in pair)
     assert kernel_distance("KID", x, y).value == pytest.approx(float(poly_mmd(x.double(), y.double())), rel=1e-4)
+
+
+def test_the_kernel_among_real_images_is_computed_once(
+    pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = pair[0].clone(), pair[1]
+    computed: list[int] = []
+    plain = kernel._kernel
+    monkeypatch.setattr(kernel, "_kernel", lambda a, b: (computed.append(len(a) * len(b)), plain(a, b))[1])
+    first = kernel_distance("KID", x, y)
+    assert computed.count(300 * 300) == 1
+    assert kernel_distance("KID", x, y.clone()) == first and computed.count(300 * 300) == 1
 
 
 def test_precision_recall_density_and_coverage_are_prdcs(pair: tuple[Tensor, Tensor]) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from diffkit import durable
-from diffkit.compose.training import prepare_training
+from diffkit.compose.start import prepare_training
 from diffkit.engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from diffkit.engine.modelfile import KEY, read_tensors, write_tensors
 from diffkit.engine.saver import Saver

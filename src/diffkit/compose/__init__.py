@@ -2,8 +2,9 @@
 
 from diffkit.compose.model import Model, load_model, model_of, model_path
 from diffkit.compose.settings import compatible, training_spec
+from diffkit.compose.start import prepare_training
 from diffkit.compose.tracking import Dropped, Trackers
-from diffkit.compose.training import Training, prepare_training
+from diffkit.compose.training import Training
 
 __all__ = [
     "Dropped",

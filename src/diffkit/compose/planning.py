@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffkit import durable
-from diffkit.compose.training import Training, prepare_training
+from diffkit.compose.start import prepare_training
+from diffkit.compose.training import Training
 from diffkit.config import Settings, to_tables
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.rundir import RunDir

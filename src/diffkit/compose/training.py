@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffkit.compose.machine import with_precision, with_way
-from diffkit.compose.model import Model, model_path
-from diffkit.compose.parts import bound, denoiser_of, levels, task_of
+from diffkit.compose.model import Model
+from diffkit.compose.parts import bound, levels, task_of
+from diffkit.compose.preview import preview
 from diffkit.compose.reference import run_through
-from diffkit.compose.settings import new_settings, resumed_settings, training_spec
 from diffkit.config import Settings, to_tables
 from diffkit.engine.distributed import ALONE, World
-from diffkit.errors import DiffkitError, ExitCode
+from diffkit.errors import DiffkitError
 from diffkit.interfaces import ImageSpec
 from diffkit.rundir import RunDir
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from diffkit.compose.reference import Reference
     from diffkit.compose.tracking import Dropped, Trackers
@@ -31,16 +30,16 @@ if TYPE_CHECKING:
     from diffkit.engine.batches import Batches
     from diffkit.engine.saver import Saver
     from diffkit.engine.session import Cadence, Event, Measured, Previewed
-    from diffkit.engine.store import Pixels, Store
+    from diffkit.engine.store import Store
     from diffkit.engine.train import Progress, Recipe, Reduced, State
     from diffkit.engine.validate import Validated
 
-PREVIEW_IMAGES, MEASURED_IMAGES = 64, 256
+MEASURED_IMAGES = 256
 
 
 @dataclass
 class Training:
-    """A run, ready to go on: built by `prepare_training`."""
+    """A run, ready to go on: built by `compose.start`."""
 
     run: RunDir
     settings: Settings
@@ -272,49 +271,15 @@ class Training:
         return to_tables(self.settings)
 
     def preview(self) -> Previewed:
-        """A grid of samples by the averaged weights, a row or a column for each class, and the samples' colours."""
+        """Samples by the averaged weights: their picture in the run, and their colours."""
         from diffkit.engine.pictures import colours, grid, save_png
         from diffkit.engine.session import Previewed
 
-        model = self.model()
-        count = min(PREVIEW_IMAGES, max(16, 2**20 // (self.spec.height * self.spec.width)))
-        columns = min(len(self.spec.classes), 10) or 8
-        if self.spec.image_channels:
-            images, shown, columns = self._preview_task(model, min(count, 24) // 8 * 8)
-        else:
-            count -= count % columns
-            classes = self.spec.classes[:columns] or None
-            images = shown = model.sample(count, classes=classes, seed=self.recipe.seed)
-            rows = count // columns
-            if classes and columns < rows:  # few classes: a row for each makes the wider picture
-                shown = images.reshape(rows, columns, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape)
-                columns = rows
+        images, shown, columns = preview(self.model(), self.store, self.recipe.seed)
         path = self.run.samples / f"images-{self.state.images_seen:012d}.png"
         if self.world.leads:
             save_png(path, grid(shown, columns))
         return Previewed(self.state.images_seen, path, *colours(images))
-
-    def _preview_task(self, model: Model, count: int) -> tuple[Pixels, Pixels, int]:
-        """Images made from held-out ones; and those in triples: what was shown, what was made, what was there."""
-        import numpy as np
-
-        from diffkit.compose.wishes import Wishes
-        from diffkit.engine.codec import encode
-        from diffkit.engine.inputs import stored_pictures
-
-        inputs = stored_pictures(self.store, self.spec)
-        wishes = model.wishes(Wishes(inputs=inputs, seed=self.recipe.seed))
-        made = model.collect(model.plan(seed=self.recipe.seed), count, wishes)
-        image = wishes(range(count)).image
-        assert image is not None
-        shown = encode(image)[..., : self.spec.channels].numpy()
-        shown = np.broadcast_to(shown[..., :1], made.shape) if shown.shape[-1] < self.spec.channels else shown
-        part = "holdout" if self.store.holdout_count else "train"
-        indices = np.arange(count) % len(inputs)
-        there = self.store.gather(indices, part)[0]
-        top, left = (there.shape[1] - made.shape[1]) // 2, (there.shape[2] - made.shape[2]) // 2
-        there = there[:, top : top + made.shape[1], left : left + made.shape[2]]
-        return made, np.stack([shown, made, there], 1).reshape(-1, *made.shape[1:]), 12
 
     def model(self) -> Model:
         """The averaged network as it is now."""
@@ -381,99 +346,3 @@ def _record(event: Event, run: RunDir) -> dict[str, Any] | None:
         colours = {"colour_mean": list(event.colour_mean), "colour_std": list(event.colour_std)}
         return {"images": event.images_seen, "picture": picture, **colours}
     return None
-
-
-def prepare_training(
-    given: Mapping[str, Any], store: Store, run: RunDir, device_name: str, world: World = ALONE
-) -> Training:
-    """A new run with the settings `given` (nested tables), or the one that is there, checked against them.
-
-    Of a new run nothing is written yet: that is `Training.create`. Of an old one the caller holds the lock. Raises
-    DiffkitError if the run was begun with other settings or other data.
-    """
-    import torch
-
-    from diffkit.engine.checkpoint import latest_checkpoint, set_aside
-    from diffkit.engine.devices import choose_device, keep_freed_memory
-    from diffkit.engine.speed import prepared
-    from diffkit.engine.train import State
-
-    device = choose_device(device_name)
-    if device.type == "cpu":
-        keep_freed_memory()
-    settings = resumed_settings(given, store, run) if run.exists else new_settings(given, store, device)
-    spec = training_spec(settings, store.spec)
-    checkpoint, notes = None, []
-    if run.exists:
-        checkpoint, damaged = latest_checkpoint(run.checkpoints)
-        notes = [f"{problem} An older checkpoint is used instead." for problem in damaged.values()]
-        if world.leads:
-            set_aside(damaged)
-            run.tidy()
-    torch.manual_seed(settings.train.seed)
-    network = bound("backbone", settings)(spec)
-    _check_parameters(network)
-    if settings.train.init and checkpoint is None:
-        notes += _initialise(network, Path(settings.train.init))
-    network.to(device)
-    settings = with_precision(settings, network, spec, device)
-    settings, way, tried = with_way(settings, network, spec, device, probe=not run.exists, world=world)
-    notes += tried
-    run_as = prepared(network, way)  # before the averages are copied from it, so that all have one layout
-    recipe = _recipe(settings)
-    state = State(network, recipe)
-    if checkpoint is not None:
-        state.restore(checkpoint)
-    training = Training(
-        run=run,
-        settings=settings,
-        spec=spec,
-        store=store,
-        state=state,
-        denoiser=denoiser_of(run_as, settings, device, settings.train.precision),
-        recipe=recipe,
-        device=device,
-        notes=notes,
-        world=world,
-    )
-    training.check()
-    return training
-
-
-def _initialise(network: nn.Module, path: Path) -> list[str]:
-    """Copy the weights that fit; returns a note about those that do not (new classes)."""
-    from diffkit.engine.modelfile import read_model
-
-    tensors, _ = read_model(model_path(path))
-    own = network.state_dict()
-    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise DiffkitError(f"No weight of {path} fits this network.", code=ExitCode.MODEL)
-    network.load_state_dict(fitting, strict=False)
-    fresh = [name for name in own if name not in fitting]
-    return [f"Started from {path}; new, because they do not fit: {', '.join(fresh)}."] if fresh else []
-
-
-def _recipe(settings: Settings) -> Recipe:
-    from diffkit.engine.train import Recipe
-
-    train = settings.train
-    assert train.batch_size is not None and train.micro_batch is not None and train.lr is not None
-    return Recipe(
-        batch_size=train.batch_size,
-        micro_batch=train.micro_batch,
-        lr=train.lr,
-        warmup_images=train.warmup_images,
-        betas=(train.betas[0], train.betas[1]),
-        weight_decay=train.weight_decay,
-        clip=train.clip,
-        ema_half_life=train.ema_half_life,
-        seed=train.seed,
-        ema_lengths=tuple(train.ema_lengths) if train.ema_snapshots else (),
-        learned_weighting=train.learned_weighting,
-    )
-
-
-def _check_parameters(network: nn.Module) -> None:
-    if not any(p.requires_grad for p in network.parameters()):
-        raise DiffkitError("The backbone has no parameter to train.")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from diffkit.measure.estimate import Z95, Estimate
 
-ROWS = 512
+TILE = 1024
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,44 @@ def _second_order(block: _Block, n: int, m: int, diagonal: int) -> float:
 
 
 def _within(x: Tensor) -> _Block:
-    """Over pairs of different rows of x."""
-    block = _between(x, x)
-    diagonal = (x.double().square().sum(1) / x.shape[1] + 1) ** 3
-    rows = block.rows - diagonal
-    return _Block(rows, rows, block.squares - float(diagonal.square().sum()))
+    """Over pairs of different rows of x; remembered as long as x lives, since real images are compared with often."""
+    if x not in _known:
+        rows, squares = torch.zeros(len(x), dtype=torch.float64, device=x.device), 0.0
+        for start in range(0, len(x), TILE):
+            for other in range(start, len(x), TILE):  # the matrix is symmetric
+                kernel = _kernel(x[start : start + TILE], x[other : other + TILE])
+                rows[start : start + TILE] += kernel.sum(1)
+                if other > start:
+                    rows[other : other + TILE] += kernel.sum(0)
+                squares += _squares(kernel) * (2 if other > start else 1)
+        diagonal = (x.double().square().sum(1) / x.shape[1] + 1) ** 3
+        rows -= diagonal
+        _known[x] = _Block(rows, rows, squares - float(diagonal.square().sum()))
+    found: _Block = _known[x]
+    return found
 
 
 def _between(x: Tensor, y: Tensor) -> _Block:
-    rows, columns, squares = [], torch.zeros(len(y), dtype=torch.float64, device=y.device), 0.0
-    for piece in x.split(ROWS):
-        kernel = (piece @ y.T / x.shape[1] + 1).double() ** 3
-        rows.append(kernel.sum(1))
-        columns += kernel.sum(0)
-        squares += float(kernel.square().sum())
-    return _Block(torch.cat(rows), columns, squares)
+    rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    columns, squares = torch.zeros(len(y), dtype=torch.float64, device=y.device), 0.0
+    for start in range(0, len(x), TILE):
+        for other in range(0, len(y), TILE):
+            kernel = _kernel(x[start : start + TILE], y[other : other + TILE])
+            rows[start : start + TILE] += kernel.sum(1)
+            columns[other : other + TILE] += kernel.sum(0)
+            squares += _squares(kernel)
+    return _Block(rows, columns, squares)
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """The matrix, float64 [N, M]."""
+    base = (x @ y.T / x.shape[1] + 1).double()
+    return base.square().mul_(base)
+
+
+def _squares(kernel: Tensor) -> float:
+    flat = kernel.flatten()
+    return float(flat @ flat)
+
+
+_known = WeakIdKeyDictionary()

@@ -1,0 +1,119 @@
+"""How a training begins: the network, its way of computing and its state, from settings, data and what is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffkit.compose.machine import with_precision, with_way
+from diffkit.compose.model import model_path
+from diffkit.compose.parts import bound, denoiser_of
+from diffkit.compose.settings import new_settings, resumed_settings, training_spec
+from diffkit.compose.training import Training
+from diffkit.config import Settings
+from diffkit.engine.distributed import ALONE, World
+from diffkit.errors import DiffkitError, ExitCode
+from diffkit.rundir import RunDir
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from diffkit.engine.store import Store
+    from diffkit.engine.train import Recipe
+
+
+def prepare_training(
+    given: Mapping[str, Any], store: Store, run: RunDir, device_name: str, world: World = ALONE
+) -> Training:
+    """A new run with the settings `given` (nested tables), or the one that is there, checked against them.
+
+    Of a new run nothing is written yet: that is `Training.create`. Of an old one the caller holds the lock. Raises
+    DiffkitError if the run was begun with other settings or other data.
+    """
+    import torch
+
+    from diffkit.engine.checkpoint import latest_checkpoint, set_aside
+    from diffkit.engine.devices import choose_device, keep_freed_memory
+    from diffkit.engine.speed import prepared
+    from diffkit.engine.train import State
+
+    device = choose_device(device_name)
+    if device.type == "cpu":
+        keep_freed_memory()
+    settings = resumed_settings(given, store, run) if run.exists else new_settings(given, store, device)
+    spec = training_spec(settings, store.spec)
+    checkpoint, notes = None, []
+    if run.exists:
+        checkpoint, damaged = latest_checkpoint(run.checkpoints)
+        notes = [f"{problem} An older checkpoint is used instead." for problem in damaged.values()]
+        if world.leads:
+            set_aside(damaged)
+            run.tidy()
+    torch.manual_seed(settings.train.seed)
+    network = bound("backbone", settings)(spec)
+    _check_parameters(network)
+    if settings.train.init and checkpoint is None:
+        notes += _initialise(network, Path(settings.train.init))
+    network.to(device)
+    settings = with_precision(settings, network, spec, device)
+    settings, way, tried = with_way(settings, network, spec, device, probe=not run.exists, world=world)
+    notes += tried
+    run_as = prepared(network, way)  # before the averages are copied from it, so that all have one layout
+    recipe = _recipe(settings)
+    state = State(network, recipe)
+    if checkpoint is not None:
+        state.restore(checkpoint)
+    training = Training(
+        run=run,
+        settings=settings,
+        spec=spec,
+        store=store,
+        state=state,
+        denoiser=denoiser_of(run_as, settings, device, settings.train.precision),
+        recipe=recipe,
+        device=device,
+        notes=notes,
+        world=world,
+    )
+    training.check()
+    return training
+
+
+def _initialise(network: nn.Module, path: Path) -> list[str]:
+    """Copy the weights that fit; returns a note about those that do not (new classes)."""
+    from diffkit.engine.modelfile import read_model
+
+    tensors, _ = read_model(model_path(path))
+    own = network.state_dict()
+    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise DiffkitError(f"No weight of {path} fits this network.", code=ExitCode.MODEL)
+    network.load_state_dict(fitting, strict=False)
+    fresh = [name for name in own if name not in fitting]
+    return [f"Started from {path}; new, because they do not fit: {', '.join(fresh)}."] if fresh else []
+
+
+def _recipe(settings: Settings) -> Recipe:
+    from diffkit.engine.train import Recipe
+
+    train = settings.train
+    assert train.batch_size is not None and train.micro_batch is not None and train.lr is not None
+    return Recipe(
+        batch_size=train.batch_size,
+        micro_batch=train.micro_batch,
+        lr=train.lr,
+        warmup_images=train.warmup_images,
+        betas=(train.betas[0], train.betas[1]),
+        weight_decay=train.weight_decay,
+        clip=train.clip,
+        ema_half_life=train.ema_half_life,
+        seed=train.seed,
+        ema_lengths=tuple(train.ema_lengths) if train.ema_snapshots else (),
+        learned_weighting=train.learned_weighting,
+    )
+
+
+def _check_parameters(network: nn.Module) -> None:
+    if not any(p.requires_grad for p in network.parameters()):
+        raise DiffkitError("The backbone has no parameter to train.")
