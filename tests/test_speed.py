@@ -165,13 +165,11 @@ import resource, sys, torch
 from diffkit.engine.devices import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-def faults(rounds):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(rounds):
-        some = [torch.ones(6 * 2**20) for _ in range(6)]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults(3)
-print(faults(10))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for mebibytes in range(4, 24):  # ever larger: glibc learns from what was freed, but only up to its size
+    some = [torch.ones(mebibytes * 2**18) for _ in range(6)]
+    del some
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     found = [
         int(subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=True).stdout)

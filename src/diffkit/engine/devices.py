@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from diffkit.engine.attention import fast_attention
 from diffkit.errors import DiffkitError, ExitCode
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -78,7 +79,7 @@ def choose_precision(wanted: str, device: torch.device, forward: Callable[[], Te
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device.type != "cpu":
         return "float32"
-    full, half = _seconds(forward, [autocast(device, "float32"), autocast(device, "bfloat16")])
+    full, half = _seconds(forward, [autocast(device, "float32"), autocast(device, "bfloat16")], device)
     return "bfloat16" if half * GAIN_WANTED < full else "float32"
 
 
@@ -96,7 +97,7 @@ def check_precision(precision: str, device: torch.device) -> None:
             ) from error
 
 
-def _seconds(forward: Callable[[], Tensor], contexts: Sequence[Autocast]) -> list[float]:
+def _seconds(forward: Callable[[], Tensor], contexts: Sequence[Autocast], device: torch.device) -> list[float]:
     """The fastest step under each context. They take turns, so that what else runs meanwhile slows all of them.
 
     Three turns after one that warms up; up to eight while they are short, when one is easily disturbed.
@@ -105,9 +106,10 @@ def _seconds(forward: Callable[[], Tensor], contexts: Sequence[Autocast]) -> lis
     while len(times[0]) < 4 or (len(times[0]) < 9 and sum(map(sum, times)) < SHORT):
         for context, own in zip(contexts, times, strict=True):
             start = time.perf_counter()
-            with context():
-                result = forward().float().square().mean()
-            result.backward()
+            with fast_attention(device):  # as the training will
+                with context():
+                    result = forward().float().square().mean()
+                result.backward()
             own.append(time.perf_counter() - start)
     return [min(own[1:]) for own in times]
 

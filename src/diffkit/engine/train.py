@@ -16,6 +16,7 @@ from diffkit.core.denoiser import Condition, Denoiser
 from diffkit.core.ema import ema_decay, gamma_of, power_decay, update_ema
 from diffkit.core.random import Purpose, derived_seed, golden, normal
 from diffkit.core.weighing import Uncertainty, Weigh
+from diffkit.engine.attention import fast_attention
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint, non_finite
 from diffkit.engine.devices import is_memory
@@ -222,12 +223,13 @@ def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, 
     state.network.train()
     state.optimizer.forget_gradients()
     try:
-        for micro in batch.split(micro_batch):
-            losses, errors, t = loss_of(micro)
-            loss = losses.sum() / loss_of.recipe.batch_size
-            loss.backward()
-            total.append(loss.detach())
-            by_level.append(_by_level(t, errors))
+        with fast_attention(next(state.network.parameters()).device):
+            for micro in batch.split(micro_batch):
+                losses, errors, t = loss_of(micro)
+                loss = losses.sum() / loss_of.recipe.batch_size
+                loss.backward()
+                total.append(loss.detach())
+                by_level.append(_by_level(t, errors))
     except RuntimeError as error:
         if not is_memory(error):
             raise
