@@ -190,3 +190,31 @@ def test_a_precision_that_the_device_lacks_is_refused(dataset: Path, monkeypatch
     done = call_diffkit("train", dataset, "--device", "cpu", "--precision", "bfloat16")
     assert done.returncode == ExitCode.MACHINE and "has no bfloat16" in done.stderr, done.stderr
     assert "--precision float32" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as on Linux")
+def test_a_thread_beside_the_training_uses_no_other_and_changes_nothing_for_others() -> None:
+    code = """
+import threading, torch
+from pathlib import Path
+from diffkit.engine.threads import beside
+def running():
+    return len(list(Path("/proc/self/task").iterdir()))
+torch.set_num_threads(3)
+large = torch.rand(2**22)
+def in_a_thread():
+    found.append(torch.get_num_threads())
+with beside("a") as pool:
+    print(pool.submit(torch.get_num_threads).result(), torch.get_num_threads())
+    before = running()
+    for _ in range(3):
+        pool.submit(large.exp).result()
+    print(running() - before)
+    found = []
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    print(found[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "3", "0", "3"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from diffkit.engine.checkpoint import Checkpoint
+from diffkit.engine.threads import beside
 
 
 class Saver:
@@ -21,7 +22,7 @@ class Saver:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "saver")
+        self._thread = beside("saver")
         self._copies: dict[str, Tensor] = {}
         self._reserved: Future[None] | None = None
         self._copied = threading.Event()

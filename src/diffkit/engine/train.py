@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,7 @@ from diffkit.engine.checkpoint import Checkpoint, non_finite
 from diffkit.engine.devices import is_memory
 from diffkit.engine.distributed import ALONE, World
 from diffkit.engine.optimizer import AdamW
+from diffkit.engine.threads import beside
 from diffkit.errors import DiffkitError, ExitCode
 
 Objective = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
@@ -152,7 +153,7 @@ def train(
     loss_of = _Loss(state, denoiser, levels, objective, weigh, recipe)
     share = world.share(recipe.batch_size)
     micro_batch = min(recipe.micro_batch, -(-recipe.batch_size // world.size))
-    with ThreadPoolExecutor(1) as reader:
+    with beside("reader") as reader:
         pinned = device.type == "cuda"
 
         def read(first: int) -> Future[Batch]:
