@@ -43,9 +43,9 @@ def table(models: dict[str, Any]) -> str:
     """The rows of docs/benchmarks.md."""
     lines = []
     for name, about in models.items():
-        theirs = about["ways"][-1]
+        theirs, seen = about["ways"][-1], about["images_seen"]
         lines += [
-            f"{name} ({about['size']}, after {about['images_seen']:,} images):",
+            f"{name} ({about['size']}{f', after {seen:,} images' if seen else ''}):",
             "",
             f"| sampling | network calls | seconds | faster by | {theirs['metric']['name']} | 95 % interval |",
             "|---|---|---|---|---|---|",

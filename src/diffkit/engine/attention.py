@@ -83,12 +83,13 @@ class _Pieces(torch.autograd.Function):
         grad = grads[0].reshape(*q.shape[:-1], -1)
         # Those of k and v are found transposed: the product of a wide matrix with a narrow one is faster that way.
         grad_q, grad_k, grad_v = (q.new_empty(shape) for shape in (q.shape, k.mT.shape, v.mT.shape))
-        for piece in _pieces(q, k):
-            weights, own = _weights(q[piece], k[piece]), grad[piece]
-            torch.bmm(own.mT, weights, out=grad_v[piece])
-            logits = torch._softmax_backward_data(torch.bmm(own, v[piece].mT), weights, -1, weights.dtype)
-            torch.bmm(logits, k[piece], out=grad_q[piece])
-            torch.bmm(q[piece].mT, logits, out=grad_k[piece])
+        with torch.autocast("cpu", enabled=False):
+            for piece in _pieces(q, k):
+                weights, own = _weights(q[piece], k[piece]), grad[piece]
+                torch.bmm(own.mT, weights, out=grad_v[piece])
+                logits = torch._softmax_backward_data(torch.bmm(own, v[piece].mT), weights, -1, weights.dtype)
+                torch.bmm(logits, k[piece], out=grad_q[piece])
+                torch.bmm(q[piece].mT, logits, out=grad_k[piece])
         grad_q *= ctx.scale
         found = (grad_q, grad_k.mT, grad_v.mT)
         return *(each.reshape(shape) for each, shape in zip(found, ctx.shapes, strict=True)), None
