@@ -40,6 +40,12 @@ def write(name: str, figures: dict[str, Any]) -> Path:
     return path
 
 
+def kept(name: str) -> dict[str, Any]:
+    """What `write` has kept; nothing if it never did."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def publish(mark: str, page: str, text: str) -> None:
     """Put generated lines into docs/PAGE, between `<!-- mark -->` and `<!-- end -->`."""
     path = DOCS / page

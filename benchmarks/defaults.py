@@ -8,12 +8,11 @@ what it finds takes its place beside what was found with models of other names.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment, publish, write
+from common import environment, kept, publish, write
 
 import diffkit
 from diffkit.compose.comparison import Way, compare
@@ -43,9 +42,9 @@ def table(models: dict[str, Any]) -> str:
     """The rows of docs/benchmarks.md."""
     lines = []
     for name, about in models.items():
-        theirs, seen = about["ways"][-1], about["images_seen"]
+        theirs = about["ways"][-1]
         lines += [
-            f"{name} ({about['size']}{f', after {seen:,} images' if seen else ''}):",
+            f"{name} ({about['size']}, after {about['images_seen']:,} images):",
             "",
             f"| sampling | network calls | seconds | faster by | {theirs['metric']['name']} | 95 % interval |",
             "|---|---|---|---|---|---|",
@@ -64,9 +63,7 @@ def table(models: dict[str, Any]) -> str:
 def main() -> None:
     run = Path(sys.argv[1] if len(sys.argv) > 1 else "demo/run")
     name = sys.argv[2] if len(sys.argv) > 2 else "the demo's digits"
-    path = RESULTS / "defaults.json"
-    earlier = json.loads(path.read_text()).get("models", {}) if path.exists() else {}
-    models = {**earlier, name: measured(run)}
+    models = {**kept("defaults").get("models", {}), name: measured(run)}
     write("defaults", {"images": IMAGES, "models": models})
     publish("defaults.json", "benchmarks.md", table(models))
 

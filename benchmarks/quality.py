@@ -11,7 +11,6 @@ lite0. Each run adds its seed to results/quality-DEVICE.json, and the table is m
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import DOCS, RESULTS, asked, publish, write
+from common import DOCS, asked, kept, publish, write
 from PIL import Image
 from torch import Tensor, nn
 from training import diffusers_network
@@ -250,7 +249,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def show(name: str) -> None:
     """The table of docs/benchmarks.md and its plot, from the JSON."""
-    results = json.loads((RESULTS / f"{name}.json").read_text())
+    results = kept(name)
     publish(f"{name}.json", "benchmarks.md", table(results) + f"\n\n![distance over time](images/{name}.png)")
     plot(results, DOCS / "images" / f"{name}.png")
 
@@ -276,9 +275,7 @@ def main() -> None:
             results[name] = measured(make(), seconds, judge, store.spec, device)
     name = f"quality-{device.type}"
     run = {"seed": options.seed, "seconds": seconds, "contestants": results}
-    path = RESULTS / f"{name}.json"
-    earlier = json.loads(path.read_text())["runs"] if path.exists() else []
-    runs = [each for each in earlier if each["seed"] != options.seed] + [run]
+    runs = [each for each in kept(name).get("runs", []) if each["seed"] != options.seed] + [run]
     figures = {"size": store.spec.height, "samples": SAMPLES, "calls": CALLS, "runs": runs}
     write(name, figures)
     show(name)

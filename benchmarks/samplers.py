@@ -10,14 +10,13 @@ docs/samplers.md between their marks, and its plot.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DOCS, RESULTS, write
+from common import DOCS, kept, write
 from common import publish as put
 
 import diffkit
@@ -197,7 +196,7 @@ def plot(results: dict[str, Any]) -> None:
 
 def publish() -> None:
     """The tables and the plot, from the JSON."""
-    results = json.loads((RESULTS / "samplers.json").read_text())
+    results = kept("samplers")
     put("samplers.json", "samplers.md", table(results))
     plot(results)
 

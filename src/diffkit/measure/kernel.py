@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from diffkit.measure.estimate import Z95, Estimate
 
 TILE = 1024
+_known = WeakIdKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,11 @@ def _within(x: Tensor) -> _Block:
     """Over pairs of different rows of x; remembered as long as x lives, since real images are compared with often."""
     if x not in _known:
         rows, squares = torch.zeros(len(x), dtype=torch.float64, device=x.device), 0.0
-        for start in range(0, len(x), TILE):
-            for other in range(start, len(x), TILE):  # the matrix is symmetric
-                kernel = _kernel(x[start : start + TILE], x[other : other + TILE])
-                rows[start : start + TILE] += kernel.sum(1)
-                if other > start:
-                    rows[other : other + TILE] += kernel.sum(0)
-                squares += _squares(kernel) * (2 if other > start else 1)
+        for here, there, kernel in _tiles(x, x, upper=True):
+            rows[here] += kernel.sum(1)
+            squares += _squares(kernel) * (1 if there == here else 2)  # the matrix is symmetric
+            if there != here:
+                rows[there] += kernel.sum(0)
         diagonal = (x.double().square().sum(1) / x.shape[1] + 1) ** 3
         rows -= diagonal
         _known[x] = _Block(rows, rows, squares - float(diagonal.square().sum()))
@@ -85,19 +85,24 @@ def _within(x: Tensor) -> _Block:
 
 
 def _between(x: Tensor, y: Tensor) -> _Block:
-    rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    columns, squares = torch.zeros(len(y), dtype=torch.float64, device=y.device), 0.0
-    for start in range(0, len(x), TILE):
-        for other in range(0, len(y), TILE):
-            kernel = _kernel(x[start : start + TILE], y[other : other + TILE])
-            rows[start : start + TILE] += kernel.sum(1)
-            columns[other : other + TILE] += kernel.sum(0)
-            squares += _squares(kernel)
+    rows, columns = (torch.zeros(len(each), dtype=torch.float64, device=each.device) for each in (x, y))
+    squares = 0.0
+    for here, there, kernel in _tiles(x, y):
+        rows[here] += kernel.sum(1)
+        columns[there] += kernel.sum(0)
+        squares += _squares(kernel)
     return _Block(rows, columns, squares)
 
 
+def _tiles(x: Tensor, y: Tensor, upper: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The matrix in tiles, or those on and above its diagonal: which rows of x, which of y, float64 [n, m]."""
+    for first in range(0, len(x), TILE):
+        for other in range(first if upper else 0, len(y), TILE):
+            here, there = slice(first, first + TILE), slice(other, other + TILE)
+            yield here, there, _kernel(x[here], y[there])
+
+
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """The matrix, float64 [N, M]."""
     base = (x @ y.T / x.shape[1] + 1).double()
     return base.square().mul_(base)
 
@@ -105,6 +110,3 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 def _squares(kernel: Tensor) -> float:
     flat = kernel.flatten()
     return float(flat @ flat)
-
-
-_known = WeakIdKeyDictionary()
