@@ -90,6 +90,27 @@ def test_what_does_not_fit_is_left_to_torch(
     assert all(torch.equal(x, y) for x, y in zip(found, plain, strict=True))
 
 
+@pytest.mark.parametrize(("dtype", "autocast"), [(torch.float64, torch.bfloat16), (torch.bfloat16, torch.float16)])
+def test_what_autocast_would_not_have_in_bfloat16_is_left_to_torch(
+    dtype: torch.dtype, autocast: torch.dtype, in_pieces: list[tuple[int, ...]]
+) -> None:
+    inputs = [torch.randn(4, 4, 64, 16).to(dtype) for _ in range(3)]
+    with torch.autocast("cpu", autocast):
+        plain = F.scaled_dot_product_attention(*inputs)
+        with fast_attention(CPU):
+            found = F.scaled_dot_product_attention(*inputs)
+    assert not in_pieces and found.dtype == plain.dtype and torch.equal(found, plain)
+
+
+def test_types_that_do_not_go_together_are_torchs_error(in_pieces: list[tuple[int, ...]]) -> None:
+    q, k, v = (torch.randn(4, 4, 64, 16) for _ in range(3))
+    with fast_attention(CPU), pytest.raises(RuntimeError, match="same dtype"):
+        F.scaled_dot_product_attention(q.bfloat16(), k, v)
+    with fast_attention(CPU), torch.autocast("cpu", torch.bfloat16):  # which makes them go together
+        assert F.scaled_dot_product_attention(q.bfloat16(), k, v).dtype == torch.bfloat16
+    assert in_pieces
+
+
 def gradients(network: nn.Module) -> list[Tensor]:
     network.zero_grad()
     generator = torch.Generator().manual_seed(1)

@@ -12,6 +12,11 @@ from torch import Tensor
 
 PIECE = 2**19  # weights, positions by positions, that are worked at together: 1 MiB
 SMALLEST, LARGEST = 2**15, 2**20  # weights: of all heads together, and of a single one
+# By what autocast is on for: the types that torch itself would compute in bfloat16.
+BECOME_BFLOAT16: dict[torch.dtype | None, set[torch.dtype]] = {
+    None: {torch.bfloat16},
+    torch.bfloat16: {torch.bfloat16, torch.float16, torch.float32},
+}
 torchs = F.scaled_dot_product_attention
 
 
@@ -55,9 +60,10 @@ def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether these [..., N, D], [..., M, D] and [..., M, E] are to be in bfloat16 and faster in pieces."""
     if q.device.type != "cpu" or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1]:
         return False
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+    autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     weights = q.shape[-2] * k.shape[-2]
-    return dtype == torch.bfloat16 and weights <= LARGEST and weights * q.shape[:-2].numel() >= SMALLEST
+    in_bfloat16 = {q.dtype, k.dtype, v.dtype} <= BECOME_BFLOAT16.get(autocast, set())
+    return in_bfloat16 and weights <= LARGEST and weights * q.shape[:-2].numel() >= SMALLEST
 
 
 class _Pieces(torch.autograd.Function):

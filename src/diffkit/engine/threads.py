@@ -11,8 +11,8 @@ def beside(name: str) -> ThreadPoolExecutor:
     """One thread, whose operations torch does not share out among others.
 
     Otherwise the first large one starts a second team of OpenMP threads. From then on the process has more of them
-    than there are processors, so that all go to sleep between one operation and the next, and a training step takes
-    up to a quarter longer.
+    than there are processors, and a training step takes up to a quarter longer: presumably since threads that are too
+    many no longer wait for each other awake.
     """
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(1, name)
