@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffkit.core import schedules
 from diffkit.core.brownian import Path
-from diffkit.core.random import Purpose, normal
+from diffkit.core.random import Purpose, normal, normals
 from diffkit.core.schedules import over_range, sampling_grid
 from parts import samplers
 
@@ -22,7 +22,7 @@ def draws(count: int) -> Path:
 
 def path(count: int, sigmas: list[float]) -> Path:
     positions = torch.arange(count)
-    return Path(lambda number: normal(0, Purpose.BROWNIAN, positions, (1, 1, 1), number), sigmas)
+    return Path(lambda numbers: normals(0, Purpose.BROWNIAN, positions, (1, 1, 1), numbers), sigmas)
 
 
 def test_increments_have_unit_variance_and_are_independent() -> None:
@@ -68,7 +68,7 @@ def test_twenty_and_forty_steps_are_the_same_picture(sampler) -> None:  # type: 
     def made(steps: int, seed: int) -> Tensor:
         grid = sampling_grid(over_range(schedules.loglinear, 0.02, 40.0), steps)
         positions = torch.arange(2_000)
-        along = Path(lambda number: normal(seed, Purpose.BROWNIAN, positions, (1, 1, 1), number), grid)
+        along = Path(lambda numbers: normals(seed, Purpose.BROWNIAN, positions, (1, 1, 1), numbers), grid)
         x = 40 * normal(0, Purpose.START_NOISE, positions, (1, 1, 1))
         *_, result = sampler(denoise, x, grid, lambda s, s_next: along.noise(s, s_next))
         return result.flatten()

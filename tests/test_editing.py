@@ -154,7 +154,7 @@ def test_what_is_kept_is_where_every_sampler_ends() -> None:
     source, mask = torch.full((1, 1, 2, 2), 0.3), torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])
     denoise = kept(lambda x, s: torch.zeros_like(x), source, mask)
     grid = sampling_grid(over_range(loglinear, 0.01, 50.0), 10)
-    draw = BrownianPath(lambda number: torch.randn(1, 1, 2, 2), grid)
+    draw = BrownianPath(lambda numbers: [torch.randn(1, 1, 2, 2) for _ in numbers], grid)
     for sampler in (samplers.euler, samplers.heun, samplers.unipc, samplers.dpmpp_2m_sde):
         *_, found = sampler(denoise, 50 * torch.randn(1, 1, 2, 2), grid, draw.noise)
         torch.testing.assert_close(found, source * (1 - mask), atol=1e-5, rtol=0)

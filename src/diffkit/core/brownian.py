@@ -15,7 +15,7 @@ from torch import Tensor
 
 OCTAVES = 16
 FINEST = 23
-Draw = Callable[[int], Tensor]
+Draw = Callable[[Sequence[int]], Sequence[Tensor]]
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Path:
 
     In this clock the noises that ancestral and SDE samplers add over two adjoining intervals make up, scaled, exactly
     the noise of both. The path is halved along log s, down to a thirty-second of the grid's smallest step: a tree whose
-    nodes are numbered, so that `draw(number)` gives a node's unit normal numbers [B, C, H, W] whatever else was asked.
+    nodes are numbered, so that `draw(numbers)`, of each unit normal numbers [B, C, H, W], depends on nothing else.
     Levels are rounded to the ends of the smallest pieces; increments keep their variance and their independence.
     """
 
@@ -55,7 +55,8 @@ class Path:
     def _value(self, place: int) -> Tensor:
         """W at a multiple of the smallest piece."""
         if not self._way:
-            whole = self.draw(0) * math.sqrt(_clock(1.0) - _clock(0.0))
+            (drawn,) = self.draw([0])
+            whole = drawn * math.sqrt(_clock(1.0) - _clock(0.0))
             self._way = [_Node(1, 0.0, whole * 0, whole)]
         at = place / 2**self.depth
         if at == 0:
@@ -63,16 +64,28 @@ class Path:
         # The node that ends there, or holds it: to the left of every middle it does not lie beyond.
         while not self._way[-1].start < at <= self._way[-1].start + 2.0 ** (1 - len(self._way)):
             self._way.pop()
-        while (node := self._way[-1]).start + 2.0 ** (1 - len(self._way)) != at:
-            self._way.append(self._half(node, at))
-        return node.before + node.increment
+        for drawn in self.draw(self._to_halve(at)):
+            self._way.append(self._half(self._way[-1], at, drawn))
+        return self._way[-1].before + self._way[-1].increment
 
-    def _half(self, node: _Node, at: float) -> _Node:
+    def _to_halve(self, at: float) -> list[int]:
+        """The numbers of the nodes that hold `at`, from the lowest of the way down."""
+        number, start, width = self._way[-1].number, self._way[-1].start, 2.0 ** (1 - len(self._way))
+        found = []
+        while start + width != at:
+            found.append(number)
+            width /= 2
+            number *= 2
+            if at > start + width:
+                number, start = number + 1, start + width
+        return found
+
+    def _half(self, node: _Node, at: float, drawn: Tensor) -> _Node:
         """The half of a node in which `at` lies: a Brownian bridge's value at the middle."""
         width = 2.0 ** -len(self._way)
         low, middle, high = (_clock(node.start + part * width) for part in (0, 1, 2))
         share = (middle - low) / (high - low)
-        left = share * node.increment + math.sqrt((high - middle) * share) * self.draw(node.number)
+        left = share * node.increment + math.sqrt((high - middle) * share) * drawn
         if at <= node.start + width:
             return _Node(2 * node.number, node.start, node.before, left)
         return _Node(2 * node.number + 1, node.start + width, node.before + left, node.increment - left)

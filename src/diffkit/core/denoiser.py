@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -19,9 +20,10 @@ Condition: TypeAlias = "Mapping[str, Tensor]"
 class Denoiser:
     """`denoiser(x, s, condition)` estimates the clean images in `x = clean + s * noise`.
 
-    Coefficients are computed on the CPU in float64 (one number per image) and sent to the device as one small tensor;
-    only the network itself runs under `autocast`, a function that returns a context manager. `near`: images lie near
-    the conditioning image, and what is denoised is the difference (as in Li et al. 2022, "SRDiff", section 3.2).
+    Coefficients are computed in float64, one number per image, where s lies, and sent to the images' device as one
+    small tensor; if all images are at one level they stay plain numbers, and nothing is sent. Only the network itself
+    runs under `autocast`, a function that returns a context manager. `near`: images lie near the conditioning image,
+    and what is denoised is the difference (as in Li et al. 2022, "SRDiff", section 3.2).
     """
 
     network: nn.Module
@@ -30,10 +32,16 @@ class Denoiser:
     near: bool = False
 
     def __call__(self, x: Tensor, s: float | Tensor, condition: Condition | None = None) -> Tensor:
-        """x [B, C, H, W], s a float or float64 [B] on the CPU -> the estimate of the clean images."""
-        levels = torch.as_tensor(s, dtype=torch.float64).reshape(-1)
-        skip, out, inp = self.prediction(levels)
-        skip, out, inp, c_noise = _rows(x, skip, out, inp, levels.log() / 4)
+        """x [B, C, H, W], s a float or float64 [B] -> the estimate of the clean images."""
+        skip: float | Tensor
+        out: float | Tensor
+        inp: float | Tensor
+        if isinstance(s, Tensor):
+            levels = s.double().reshape(-1)
+            skip, out, inp, c_noise = _rows(x, *self.prediction(levels), levels.log() / 4)
+        else:
+            skip, out, inp, level = _numbers(self.prediction, float(s))
+            c_noise = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
         if not self.near:
             return skip * x + out * self._network(inp * x, c_noise, condition)
         base = self.base(condition, x.shape[1])
@@ -67,8 +75,16 @@ class Denoiser:
         return result.float() if x.dtype == torch.float32 else result
 
 
+@lru_cache(maxsize=1024)
+def _numbers(prediction: Callable[[Tensor], Coefficients], s: float) -> tuple[float, float, float, float]:
+    """skip, out, inp and c_noise at one level."""
+    level = torch.tensor([s], dtype=torch.float64)
+    skip, out, inp = (float(each) for each in prediction(level))
+    return skip, out, inp, float(level.log()) / 4
+
+
 def _rows(like: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
-    """float64 vectors [B] on the CPU -> [B, 1, 1, 1] each on the device of `like`, in one transfer."""
+    """float64 vectors [B] -> [B, 1, 1, 1] each on the device of `like`, in one transfer."""
     table = torch.stack(columns).to(like.dtype)
     return tuple(table.to(like.device, non_blocking=True)[..., None, None, None].unbind())
 

@@ -17,7 +17,7 @@ from diffkit.core.brownian import Path
 from diffkit.core.denoiser import Denoiser
 from diffkit.core.editing import kept, resampled
 from diffkit.core.guidance import ALWAYS, guided, thresholded
-from diffkit.core.random import Purpose, normal
+from diffkit.core.random import Purpose, normal, normals
 from diffkit.engine.codec import encode
 from diffkit.engine.tiles import tiled
 from diffkit.interfaces import Denoise, ImageSpec
@@ -199,7 +199,7 @@ def _denoiser(counted: _Counted, plan: Plan, given: Given, tile: tuple[int, int]
 def _steps(plan: Plan, denoise: Denoise, x: Tensor, positions: Tensor, kept: bool = False) -> Iterator[Tensor]:
     """The sampler's steps, each in inference mode (which must not be held across a yield)."""
     shape, drawn = tuple(x.shape[1:]), 0
-    path = Path(lambda number: normal(plan.seed, Purpose.BROWNIAN, positions, shape, number), plan.sigmas)
+    path = Path(lambda numbers: normals(plan.seed, Purpose.BROWNIAN, positions, shape, numbers), plan.sigmas)
 
     def noise(s: float, s_next: float) -> Tensor:
         nonlocal drawn

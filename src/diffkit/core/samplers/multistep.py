@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -188,10 +189,13 @@ def _log_nodes(sigmas: Sequence[float], number: int, used: int) -> list[float]:
 
 
 def interpolate(nodes: Sequence[float], rate: float) -> list[float]:
-    """Weights w of values at `nodes`, for the mean over (0, 1) of the polynomial through them under exp(rate * tau).
+    """Weights w of values at `nodes`, for the mean over (0, 1) of the polynomial through them under exp(rate * tau)."""
+    return [*_interpolated(tuple(nodes), rate)]
 
-    They meet the moments: sum of w * node^k = mean of tau^k.
-    """
+
+@lru_cache(maxsize=1024)
+def _interpolated(nodes: tuple[float, ...], rate: float) -> tuple[float, ...]:
+    """They meet the moments: sum of w * node^k = mean of tau^k."""
     moments = [1.0]
     for power in range(1, len(nodes)):
         if rate == 0:
@@ -199,8 +203,7 @@ def interpolate(nodes: Sequence[float], rate: float) -> list[float]:
         else:
             moments.append(-1 / math.expm1(-rate) - power / rate * moments[-1])
     powers = torch.tensor(nodes, dtype=torch.float64) ** torch.arange(len(nodes))[:, None]
-    found: list[float] = torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64)).tolist()
-    return found
+    return tuple(torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64)).tolist())
 
 
 def _sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
