@@ -7,11 +7,23 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
+
+
+def only_steps(events: Iterable[Any]) -> Iterator[Any]:
+    """A training's steps; what else it has to tell is printed."""
+    from diffkit.engine.train import Progress
+
+    for event in events:
+        if isinstance(event, Progress):
+            yield event
+        else:
+            print("  ", event, flush=True)
 
 
 def environment() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import only_steps
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -253,7 +254,7 @@ def diffkit(network: nn.Module, data: Path, batch: int, device: torch.device, pr
     state = State(network, recipe)
     kept = resident(store, ("images",), device, budget(device))
     prediction = partial(edm, sigma_data=store.sigma_data)
-    for _ in train(
+    events = train(
         state,
         Denoiser(run_as, prediction, autocast(device, precision)),
         Batches(store, store.spec, 0, True, 0.0, resident=kept),
@@ -261,5 +262,6 @@ def diffkit(network: nn.Module, data: Path, batch: int, device: torch.device, pr
         squared_error,
         recipe,
         report_every=1 if device.type == "cpu" else max(1, 2048 // batch),
-    ):
+    )
+    for _ in only_steps(events):
         yield

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import DOCS, asked, kept, publish, write
+from common import DOCS, asked, kept, only_steps, publish, write
 from PIL import Image
 from torch import Tensor, nn
 from training import diffusers_network
@@ -104,7 +104,7 @@ def ours(store: Store, seed: int, device: torch.device, backbone: str, points: t
 
     parameters = sum(p.numel() for p in training.state.network.parameters())
     return Contestant(
-        training.steps(report_every=training.report_every),
+        only_steps(training.steps(report_every=training.report_every)),
         lambda: replace(training.denoiser, network=training.state.average),
         training.recipe.batch_size,
         points,

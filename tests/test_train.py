@@ -101,7 +101,8 @@ class Memory:
         return self.pixels[indices], self.classes[indices]
 
     def column(self, kind: str, indices: np.ndarray, part: str = "train") -> np.ndarray | None:
-        return {"images": self.pixels, "labels": self.classes}[kind][indices]
+        found = {"images": self.pixels, "labels": self.classes}.get(kind)
+        return None if found is None else found[indices]
 
 
 SPEC = ImageSpec(1, 8, 8, ("a", "b"))

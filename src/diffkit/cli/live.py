@@ -129,7 +129,7 @@ class _Figures:
 def _event_line(event: Event | Dropped) -> str | None:
     from diffkit.compose import Dropped
     from diffkit.engine.session import Measured, Previewed, Saved
-    from diffkit.engine.train import Reduced
+    from diffkit.engine.train import Reduced, Remark
     from diffkit.engine.validate import Validated
 
     if isinstance(event, Dropped):
@@ -138,6 +138,8 @@ def _event_line(event: Event | Dropped) -> str | None:
         return (
             f"  [yellow]Out of memory[/]: from here on {event.micro_batch} images a pass. The training stays the same."
         )
+    if isinstance(event, Remark):
+        return f"  {plain(event.text)}"
     if isinstance(event, Saved):
         return f"  saved at {event.images_seen:,} images ({event.seconds:.1f} s)"
     if isinstance(event, Previewed):

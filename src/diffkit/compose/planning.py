@@ -65,7 +65,7 @@ def plan(
     import torch
 
     from diffkit.engine.devices import finish, memory_used
-    from diffkit.engine.train import Reduced
+    from diffkit.engine.train import Reduced, Remark
 
     training = prepare_training(given, store, RunDir(Path(os.devnull)), device)
     batch = training.recipe.batch_size
@@ -79,6 +79,10 @@ def plan(
             training.notes.append(
                 f"The memory holds {event.micro_batch} images at once; the batch is made of such pieces."
             )
+            continue
+        if isinstance(event, Remark):
+            training.notes.append(event.text)
+            steps = 0  # what was before was tried out
             continue
         steps += 1
         if steps == WARMUP_STEPS:

@@ -67,7 +67,7 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
 
 
 def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Settings:
-    """The run's own settings, but for the micro-batch, which may change: it alters nothing but rounding.
+    """The run's own settings, but for the micro-batch and graphs, which may change: they alter nothing but rounding.
 
     Raises OtherSettings if `given` or the data contradict them.
     """
@@ -80,8 +80,9 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
         )
     asked = validated(_merged(stored, given, training_spec(stored, store.spec)))
     micro = min(asked.train.micro_batch or 1, stored.train.batch_size or 1)
+    changed = {"micro_batch": micro, "cuda_graphs": asked.train.cuda_graphs}
     # How it is computed changes rounding only; layout and compilation stay as the run has found them.
-    same = {key: getattr(stored.train, key) for key in ("micro_batch", "compile", "channels_last")}
+    same = {key: getattr(stored.train, key) for key in ("micro_batch", "compile", "channels_last", "cuda_graphs")}
     asked = asked.model_copy(update={"train": asked.train.model_copy(update=same)})
     known = stored.prediction.options.get("sigma_data")
     sigma_data = _sigma_data(stored, store) if known is None else float(known)
@@ -92,7 +93,7 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
             f"{run.path} was begun with {key} = {was}, not {now}.",
             "Leave that out to go on with the run, or choose another place with -o.",
         )
-    return stored.model_copy(update={"train": stored.train.model_copy(update={"micro_batch": micro})})
+    return stored.model_copy(update={"train": stored.train.model_copy(update=changed)})
 
 
 def compatible(given: Mapping[str, Any], store: Store, run: RunDir) -> bool:

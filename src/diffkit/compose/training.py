@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from diffkit.engine.saver import Saver
     from diffkit.engine.session import Cadence, Event, Measured, Previewed
     from diffkit.engine.store import Store
-    from diffkit.engine.train import Progress, Recipe, Reduced, State
+    from diffkit.engine.train import Progress, Recipe, Reduced, Remark, State
     from diffkit.engine.validate import Validated
 
 MEASURED_IMAGES = 256
@@ -104,7 +104,7 @@ class Training:
 
     def steps(
         self, until_images: int | None = None, report_every: int = 1, recipe: Recipe | None = None
-    ) -> Iterator[Progress | Reduced]:
+    ) -> Iterator[Progress | Reduced | Remark]:
         """The bare training from where it is, of which nothing is written; see `diffkit.engine.train.train`.
 
         `recipe`: another than its own.
@@ -124,6 +124,7 @@ class Training:
             report_every=report_every,
             world=self.world,
             before_update=self.saver.copied,
+            cuda_graphs=self.settings.train.cuda_graphs,
         )
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -97,10 +98,15 @@ def sampling_grid(schedule: Shape, steps: int, top: float = 1.0) -> list[float]:
 def density(schedule: Shape, points: int = 4096) -> Callable[[Tensor], Tensor]:
     """How densely a ranged schedule trains each level: of log s, `s float64 [B] -> [B]`, by finite differences."""
     t = torch.linspace(0, 1, points + 1, dtype=torch.float64)
-    logs = schedule(t).log()
-    rates = 1 / (points * logs.diff().clamp(min=1e-12))
+    known = schedule(t).log()
+
+    @cache
+    def tables(device: torch.device) -> tuple[Tensor, Tensor]:
+        logs = known.to(device)
+        return logs, 1 / (points * logs.diff().clamp(min=1e-12))
 
     def at(s: Tensor) -> Tensor:
+        logs, rates = tables(s.device)
         places = torch.searchsorted(logs, s.log().contiguous()) - 1
         return rates[places.clamp(0, points - 1)]
 

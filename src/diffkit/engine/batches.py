@@ -59,6 +59,22 @@ class Batch:
         """The images, on whichever device they are."""
         return self._picture("images", self.positions.device)
 
+    @property
+    def positions_each(self) -> int:
+        """Pixels of an image."""
+        return self.size[0] * self.size[1]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it holds but what the device keeps anyway."""
+        label = () if self.label is None else (self.label,)
+        return (self.positions, *label, *self.pictures.values(), self.places)
+
+    def holding(self, tensors: Sequence[Tensor]) -> Batch:
+        """Such a batch of other `tensors`, in their order."""
+        rest = iter(tensors)
+        return self._each(lambda _: next(rest))
+
     def pinned(self) -> Batch:
         """In page-locked memory, from which copies to a GPU do not wait."""
         return self._each(lambda tensor: tensor.pin_memory())

@@ -143,6 +143,11 @@ def is_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WANT_OF_MEMORY)
 
 
+def first_line(error: Exception) -> str:
+    """What went wrong, shortly."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+
+
 def finish(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":

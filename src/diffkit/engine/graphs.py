@@ -1,32 +1,76 @@
-"""Small batches on a GPU: all kernels of a network's call replayed at once, as one CUDA graph.
+"""CUDA graphs: the kernels of a piece of work, recorded once and from then on launched all together.
 
-At a few images the GPU is done with each kernel before the next has been launched; a graph is launched once.
+With few images the GPU is done with each kernel before the next has been launched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 MOST_POSITIONS = 2**17
-"""Images times height times width, above which the kernels take longer than their launches."""
+"""Images times height times width, above which the kernels of one call take longer than their launches."""
 MOST_GRAPHS = 8
 WARM_UP = 2
 TOLERANCE = 0.02
-"""How far, relative to the largest value, a replay may be from the call it stands for (kernels chosen anew)."""
 
 
-class _Graph(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    inputs: list[Tensor]
-    output: Tensor
+class Graph(NamedTuple):
+    """Work on tensors of fixed shapes and places. What a call returns is overwritten by the next."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    replay: Callable[[], None]
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for these inputs, which may be on the CPU."""
+        for fixed, given in zip(self.inputs, inputs, strict=True):
+            fixed.copy_(given, non_blocking=True)
+        self.replay()
+        return self.outputs
+
+
+def graphs_on(device: torch.device) -> bool:
+    """Whether the device has such graphs."""
+    return device.type == "cuda"
+
+
+def record(work: Callable[..., tuple[Tensor, ...]], like: Sequence[Tensor], device: torch.device) -> Graph:
+    """`work` for inputs of these shapes and types, called a few times with zeros; then it is never called again.
+
+    So whoever compares an answer of the graph with the work's own finds out if it ignores its inputs. Raises whatever
+    the work does; RuntimeError if it waits for the device, or sends something there.
+    """
+    with torch.inference_mode(False):
+        inputs = tuple(torch.zeros_like(each, device=device) for each in like)
+    with torch.cuda.device(device):
+        own, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        try:
+            aside.wait_stream(own)
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP):
+                    work(*inputs)
+            own.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                outputs = work(*inputs)
+        finally:
+            torch.cuda.set_stream(own)  # a capture that fails leaves its own behind
+    return Graph(inputs, outputs, graph.replay)
+
+
+def near(replayed: Tensor | None, wanted: Tensor | None) -> bool:
+    """Whether a replay's answer is that of the work itself, but for rounding by kernels chosen anew."""
+    if replayed is None or wanted is None:
+        return replayed is wanted
+    return float((replayed - wanted).norm()) <= TOLERANCE * float(wanted.norm())
 
 
 class Graphed(nn.Module):
-    """A network for sampling, which answers small inputs by replay, and whatever cannot be captured as it is.
+    """A network for sampling, which answers small inputs by replay, and whatever cannot be recorded as it is.
 
     Inputs of one shape share a graph. A graph is used only once its answer has been compared with the network's own.
     """
@@ -34,63 +78,37 @@ class Graphed(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self._graphs: dict[Any, _Graph | None] = {}
-        self._capturable = True
+        self._graphs: dict[Any, Graph | None] = {}
+        self._recordable = True
 
     def forward(self, x: Tensor, c_noise: Tensor, **condition: Tensor) -> Tensor:
         """As the network's own."""
-        small = x.is_cuda and len(x) * x.shape[-2] * x.shape[-1] <= MOST_POSITIONS
-        if not small or not self._capturable or torch.is_grad_enabled() or self.network.training:
+        small = graphs_on(x.device) and len(x) * x.shape[-2] * x.shape[-1] <= MOST_POSITIONS
+        if not small or not self._recordable or torch.is_grad_enabled() or self.network.training:
             return self._call(x, c_noise, condition)
         shapes = ((name, tuple(each.shape)) for name, each in {"": x, **condition}.items())
-        key = (torch.is_autocast_enabled("cuda"), *shapes)
+        key = (torch.is_autocast_enabled(x.device.type), *shapes)
         if key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))
-            with torch.cuda.device(x.device):
-                self._graphs[key] = self._captured(x, c_noise, condition)
+            self._graphs[key] = self._recorded(x, c_noise, condition)
         found = self._graphs[key]
-        if found is None:
-            return self._call(x, c_noise, condition)
-        return _replayed(found, [x, c_noise, *condition.values()])
+        return self._call(x, c_noise, condition) if found is None else found(x, c_noise, *condition.values())[0].clone()
 
     def _call(self, x: Tensor, c_noise: Tensor, condition: dict[str, Tensor]) -> Tensor:
         result: Tensor = self.network(x, c_noise, **condition)
         return result
 
-    def _captured(self, x: Tensor, c_noise: Tensor, condition: dict[str, Tensor]) -> _Graph | None:
-        """The call as a graph; None if it cannot be captured, or if the replay answers otherwise.
+    def _recorded(self, x: Tensor, c_noise: Tensor, condition: dict[str, Tensor]) -> Graph | None:
+        """The call as a graph; None if it cannot be recorded, or if the replay answers otherwise."""
 
-        It is captured with other inputs than it is then tried with: a graph that ignores them is found out.
-        """
-        with torch.inference_mode(False):
-            inputs = [torch.full_like(each, 0.5) for each in (x, c_noise, *condition.values())]
-        named = dict(zip(condition, inputs[2:], strict=True))
-        own = torch.cuda.current_stream()
-        aside = torch.cuda.Stream()
+        def work(x: Tensor, c_noise: Tensor, *rest: Tensor) -> tuple[Tensor]:
+            return (self._call(x, c_noise, dict(zip(condition, rest, strict=True))),)
+
         try:
-            aside.wait_stream(own)
-            with torch.cuda.stream(aside):
-                for _ in range(WARM_UP):
-                    self._call(inputs[0], inputs[1], named)
-            own.wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-                output = self._call(inputs[0], inputs[1], named)
-            found = _Graph(graph, inputs, output)
-            wanted = self._call(x, c_noise, condition)
-            replay = _replayed(found, [x, c_noise, *condition.values()])
-            near = float((replay - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max())
+            graph = record(work, (x, c_noise, *condition.values()), x.device)
+            (answer,) = graph(x, c_noise, *condition.values())
         except RuntimeError:
-            self._capturable = False  # what fails once will again, and may leave the allocator half in a capture
+            self._recordable = False  # what fails once will again, and may leave the allocator half in a capture
             return None
-        finally:
-            torch.cuda.set_stream(own)  # a capture that fails leaves its own behind
-        return found if near else None
-
-
-def _replayed(found: _Graph, inputs: Sequence[Tensor]) -> Tensor:
-    for fixed, tensor in zip(found.inputs, inputs, strict=True):
-        fixed.copy_(tensor)
-    found.graph.replay()
-    return found.output.clone()
+        return graph if near(answer, self._call(x, c_noise, condition)) else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from diffkit.engine.train import Progress, Reduced, State
+from diffkit.engine.train import Progress, Reduced, Remark, State
 from diffkit.engine.validate import Validated, due
 
 Reason: TypeAlias = Literal["done", "time", "stopped", "memorizing", "plateau"]
@@ -53,7 +53,7 @@ class Ended:
     reason: Reason
 
 
-Event: TypeAlias = "Progress | Reduced | Saved | Previewed | Validated | Measured | Ended"
+Event: TypeAlias = "Progress | Reduced | Remark | Saved | Previewed | Validated | Measured | Ended"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ class Chores:
     agreed: Callable[[bool], bool] = lambda flag: flag
 
 
-def session(state: State, steps: Iterator[Progress | Reduced], cadence: Cadence, chores: Chores) -> Iterator[Event]:
+def session(
+    state: State, steps: Iterator[Progress | Reduced | Remark], cadence: Cadence, chores: Chores
+) -> Iterator[Event]:
     """Run `steps` (from `train`), yielding its progress and what is done along the way.
 
     The state is saved now and then, written while training goes on, and at the end, whatever ended it, except an
@@ -98,7 +100,7 @@ def session(state: State, steps: Iterator[Progress | Reduced], cadence: Cadence,
     reason: Reason = "done"
     for progress in steps:
         yield progress
-        if isinstance(progress, Reduced):
+        if not isinstance(progress, Progress):
             continue
         if saving is not None and saving.written.done():
             yield saving.saved()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffkit.durable import cache_folder
 from diffkit.engine.attention import fast_attention
-from diffkit.engine.devices import finish, is_memory
+from diffkit.engine.devices import finish, first_line, is_memory
 
 Try = Callable[[nn.Module], Tensor]
 WARMUP, TIMED = 2, 3
@@ -58,7 +58,7 @@ def choose_way(network: nn.Module, attempt: Try, candidates: tuple[Way, ...]) ->
             if is_memory(error):
                 network.zero_grad(set_to_none=True)
                 raise torch.OutOfMemoryError(str(error)) from error
-            notes.append(f"Not {way}: {_first_line(error)}")
+            notes.append(f"Not {way}: {first_line(error)}")
         network.zero_grad(set_to_none=True)
     first = candidates[0]
     plain = first._replace(compiled=False)
@@ -106,7 +106,3 @@ def _mend_inductor(version: str) -> None:
 
         inductor.force_layout_optimization = True
         inductor.loop_reindexing_after_fusion = False
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]

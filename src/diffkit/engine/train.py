@@ -12,22 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from diffkit.core.denoiser import Condition, Denoiser
+from diffkit.core.denoiser import Denoiser
 from diffkit.core.ema import ema_decay, gamma_of, power_decay, update_ema
-from diffkit.core.random import Purpose, derived_seed, golden, normal
 from diffkit.core.weighing import Uncertainty, Weigh
-from diffkit.engine.attention import fast_attention
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint, non_finite
-from diffkit.engine.devices import is_memory
 from diffkit.engine.distributed import ALONE, World
+from diffkit.engine.gradients import SHARES, Gradients, Levels, Loss, Objective
 from diffkit.engine.optimizer import AdamW
 from diffkit.engine.threads import beside
 from diffkit.errors import DiffkitError, ExitCode
-
-Objective = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
-Levels = Callable[[Tensor], Tensor]
-SHARES = 8
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,14 @@ class Reduced:
 
     images_seen: int
     micro_batch: int
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What people may want to know of how the training is computed from here on."""
+
+    images_seen: int
+    text: str
 
 
 class State:
@@ -133,7 +135,8 @@ def train(
     report_every: int = 1,
     world: World = ALONE,
     before_update: Callable[[], None] = lambda: None,
-) -> Iterator[Progress | Reduced]:
+    cuda_graphs: bool = True,
+) -> Iterator[Progress | Reduced | Remark]:
     """Train `state` from where it is, yielding after every step, for ever or until `until_images` have been seen.
 
     `levels` maps t in (0, 1) to noise levels; `denoiser` wraps `state.network`; what `objective` finds is the loss
@@ -141,7 +144,7 @@ def train(
     back from the device; if it is not finite, raises DiffkitError (exit code 6). Where a pass is too much for the
     memory, the step is tried again in passes of half as many images, down to one. Each process of `world` takes its
     share of every batch; all of them take the same steps. `before_update` is called when the gradients are there and
-    weights, averages and moments are about to change.
+    weights, averages and moments are about to change. `cuda_graphs`: see `diffkit.engine.gradients.Gradients`.
     """
     if recipe.batch_size < world.size:
         raise DiffkitError(
@@ -150,7 +153,9 @@ def train(
         )
     device = next(state.network.parameters()).device
     report = _Report(device)
-    loss_of = _Loss(state, denoiser, levels, objective, weigh, recipe)
+    weighings = [each for each in (weigh, state.uncertainty) if each is not None]
+    loss = Loss(denoiser, levels, objective, weighings, recipe.seed)
+    gradients = Gradients(loss, state.network, state.optimizer, recipe.batch_size, cuda_graphs)
     share = world.share(recipe.batch_size)
     micro_batch = min(recipe.micro_batch, -(-recipe.batch_size // world.size))
     with beside("reader") as reader:
@@ -168,7 +173,7 @@ def train(
             following = read(first)
 
             lr = recipe.lr * min(1.0, first / max(recipe.warmup_images, 1))
-            while world.any((found := _gradients(loss_of, batch, micro_batch)) is None):
+            while world.any((found := gradients(batch, micro_batch)) is None):
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 if micro_batch == 1:
@@ -176,6 +181,9 @@ def train(
                 micro_batch = max(1, micro_batch // 2)
                 yield Reduced(state.images_seen, micro_batch)
             assert found is not None
+            if gradients.remark:
+                yield Remark(state.images_seen, gradients.remark)
+                gradients.remark = None
             if world.size > 1:
                 world.add([*found, *_gradients_of(state)])
             before_update()
@@ -190,56 +198,6 @@ def train(
             yield progress
 
 
-@dataclass(frozen=True)
-class _Loss:
-    """The loss of images, and what it takes."""
-
-    state: State
-    denoiser: Denoiser
-    levels: Levels
-    objective: Objective
-    weigh: Weigh | None
-    recipe: Recipe
-
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and unweighted error [B] of one pass, and t [B] in (0, 1), the latter on the CPU."""
-        seed = self.recipe.seed
-        torch.manual_seed(derived_seed(seed, Purpose.NETWORK, int(batch.positions[0])))
-        clean, condition, positions = batch.to(next(self.state.network.parameters()).device)
-        t = golden(seed, Purpose.TRAIN_LEVEL, batch.positions)
-        s = self.levels(t)
-        noise = normal(seed, Purpose.TRAIN_NOISE, positions, clean.shape[1:])
-        errors = losses = self.objective(self.denoiser, clean, s, noise, condition)
-        for each in (self.weigh, self.state.uncertainty):
-            losses = losses if each is None else each(losses, s)
-        return losses, errors.detach(), t
-
-
-def _gradients(loss_of: _Loss, batch: Batch, micro_batch: int) -> tuple[Tensor, Tensor] | None:
-    """The mean loss, and errors by level as `by_level` has them, on the device; the gradients are left in the network.
-
-    None if the memory does not hold it.
-    """
-    state, total, by_level = loss_of.state, [], []
-    state.network.train()
-    state.optimizer.forget_gradients()
-    try:
-        with fast_attention(next(state.network.parameters()).device):
-            for micro in batch.split(micro_batch):
-                losses, errors, t = loss_of(micro)
-                loss = losses.sum() / loss_of.recipe.batch_size
-                loss.backward()
-                total.append(loss.detach())
-                by_level.append(_by_level(t, errors))
-    except RuntimeError as error:
-        if not is_memory(error):
-            raise
-    else:
-        return torch.stack(total).sum(), torch.stack(by_level).sum(0)
-    state.optimizer.forget_gradients()
-    return None
-
-
 def _gradients_of(state: State) -> list[Tensor]:
     """The gradient of every trained parameter: zeros where it had no part in the loss."""
     found = []
@@ -248,13 +206,6 @@ def _gradients_of(state: State) -> list[Tensor]:
             parameter.grad = torch.zeros_like(parameter)
         found.append(parameter.grad)
     return found
-
-
-def _by_level(t: Tensor, errors: Tensor) -> Tensor:
-    """[2, SHARES]: the sum and the number of errors [B] at t [B] in (0, 1), the latter on the CPU."""
-    shares = (t * SHARES).long().to(errors.device, non_blocking=True)
-    result = torch.zeros(2, SHARES, device=errors.device)
-    return result.index_add_(1, shares, torch.stack([errors, torch.ones_like(errors)]))
 
 
 def _update(state: State, recipe: Recipe, lr: float) -> Tensor:

@@ -20,8 +20,8 @@ from diffkit.core.random import Purpose, normal, uniform
 from diffkit.engine.batches import Images, Task
 from diffkit.engine.codec import decode
 from diffkit.engine.distributed import ALONE, World
+from diffkit.engine.gradients import Levels
 from diffkit.engine.labels import vectors
-from diffkit.engine.train import Levels
 from diffkit.interfaces import ImageSpec
 
 LEVELS = 8

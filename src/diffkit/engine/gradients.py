@@ -1,0 +1,182 @@
+"""The gradients of a batch: in one pass or in several, launched kernel by kernel or all together, as a CUDA graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from diffkit.core.denoiser import Condition, Denoiser
+from diffkit.core.random import Purpose, derived_seed, golden, normal
+from diffkit.core.weighing import Weigh
+from diffkit.engine.attention import fast_attention
+from diffkit.engine.batches import Batch
+from diffkit.engine.devices import finish, first_line, is_memory
+from diffkit.engine.graphs import Graph, graphs_on, near, record
+from diffkit.engine.optimizer import AdamW
+
+Objective: TypeAlias = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
+Levels: TypeAlias = Callable[[Tensor], Tensor]
+SHARES = 8
+MOST_POSITIONS = 2**19
+"""Images times height times width, above which no graph is tried: kernels take longer than their launches."""
+WARM_UP, TIMED = 2, 3
+GAIN_WANTED = 1.05
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of images: what `objective` finds, unless each of `weighings` makes it another."""
+
+    denoiser: Denoiser
+    levels: Levels
+    objective: Objective
+    weighings: Sequence[Weigh]
+    seed: int
+
+    def __call__(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and unweighted error [B] on the device, and t [B] in (0, 1), where the batch's positions lie."""
+        clean, condition, positions = batch.to(device)
+        t = golden(self.seed, Purpose.TRAIN_LEVEL, batch.positions)
+        s = self.levels(t)
+        noise = normal(self.seed, Purpose.TRAIN_NOISE, positions, clean.shape[1:])
+        errors = losses = self.objective(self.denoiser, clean, s, noise, condition)
+        for weigh in self.weighings:
+            losses = weigh(losses, s)
+        return losses, errors.detach(), t
+
+
+class Gradients:
+    """What a step begins with. The gradients are left in the parameters.
+
+    On a GPU the steps of small batches are also tried as a CUDA graph, if `graphs`: after a few of them one is
+    recorded and compared with the gradients it stands for; it stays if the next ones are faster by it. All are steps of
+    the training. `remark`: what came of that, for people, once it is known.
+    """
+
+    def __init__(self, loss: Loss, network: nn.Module, optimizer: AdamW, batch_size: int, graphs: bool) -> None:
+        """`batch_size`: of all processes; the loss is a mean over so many images."""
+        self.loss, self.network, self.optimizer, self.batch_size = loss, network, optimizer, batch_size
+        self.device = next(network.parameters()).device
+        self.remark: str | None = None
+        self._trial = _Trial() if graphs and graphs_on(self.device) else None
+        self._graph: Graph | None = None
+        self._graphs_own: list[Tensor | None] = []
+
+    def __call__(self, batch: Batch, micro_batch: int) -> tuple[Tensor, Tensor] | None:
+        """The batch's part of the loss, and of its errors [2, SHARES]: sum and number by share of the noise levels.
+
+        Both on the device. None if the memory does not hold passes of `micro_batch` images.
+        """
+        self.network.train()
+        at_once = len(batch.positions) <= micro_batch
+        try:
+            if self._trial is not None and at_once and len(batch.positions) * batch.positions_each <= MOST_POSITIONS:
+                return self._tried(self._trial, batch)
+            if self._graph is not None and at_once:
+                return self._replayed(self._graph, batch)
+            return self._launched(batch.split(micro_batch))
+        except RuntimeError as error:
+            if not is_memory(error):
+                raise
+        self._trial = self._graph = None
+        self._graphs_own = []
+        self.optimizer.forget_gradients()
+        return None
+
+    def _launched(self, passes: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        self.optimizer.forget_gradients()
+        found = []
+        for batch in passes:
+            self._seed(batch)
+            found.append(self._pass(batch))
+        losses, by_level = zip(*found, strict=True)
+        return torch.stack(losses).sum(), torch.stack(by_level).sum(0)
+
+    def _replayed(self, graph: Graph, batch: Batch) -> tuple[Tensor, Tensor]:
+        self._seed(batch)
+        loss, by_level = graph(*batch.tensors)
+        for parameter, gradient in zip(self.optimizer.parameters, self._graphs_own, strict=True):
+            parameter.grad = gradient
+        return loss, by_level
+
+    def _seed(self, batch: Batch) -> None:
+        """For what the network itself draws (dropout)."""
+        torch.manual_seed(derived_seed(self.loss.seed, Purpose.NETWORK, int(batch.positions[0])))
+
+    def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Forward and backward. Of a batch on the device nothing is sent there, and nothing waited for."""
+        with fast_attention(self.device):
+            losses, errors, t = self.loss(batch, self.device)
+            loss = losses.sum() / self.batch_size
+            loss.backward()
+        return loss.detach(), _by_level(t, errors)
+
+    def _tried(self, trial: _Trial, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A step as the trial has it next, timed."""
+        finish(self.device)
+        start = time.perf_counter()
+        found = self._launched([batch]) if self._graph is None else self._replayed(self._graph, batch)
+        finish(self.device)
+        (trial.launched if self._graph is None else trial.replayed).append(time.perf_counter() - start)
+        if len(trial.replayed) == TIMED:
+            self._trial = None
+            if trial.gain >= GAIN_WANTED:
+                self.remark = f"Small steps are launched as one CUDA graph, {trial.gain:.1f} times as fast."
+            else:
+                self._graph, self._graphs_own = None, []
+        elif len(trial.launched) == WARM_UP + TIMED and self._graph is None:
+            problem = self._record(batch)
+            if problem:
+                self.remark = f"Steps are not launched as one CUDA graph: {problem}"
+                self._trial = self._graph = None
+                self._graphs_own = []
+        return found
+
+    def _record(self, batch: Batch) -> str | None:
+        """The graph of a step, compared with this batch's gradients, which stay as they are; or what is wrong."""
+        parameters = self.optimizer.parameters
+        wanted = [parameter.grad for parameter in parameters]
+        buffers = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+
+        def work(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            self.optimizer.forget_gradients()
+            return self._pass(batch.holding(tensors))
+
+        try:
+            self._graph = record(work, batch.tensors, self.device)
+            self._graphs_own = [parameter.grad for parameter in parameters]
+            self._replayed(self._graph, batch)
+            pairs = zip(self._graphs_own, wanted, strict=True)
+            return None if all(near(own, other) for own, other in pairs) else "its gradients are not the same."
+        except Exception as error:
+            return first_line(error)
+        finally:
+            for parameter, gradient in zip(parameters, wanted, strict=True):
+                parameter.grad = gradient
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+class _Trial:
+    """Seconds of steps, launched and replayed."""
+
+    def __init__(self) -> None:
+        self.launched: list[float] = []
+        self.replayed: list[float] = []
+
+    @property
+    def gain(self) -> float:
+        return median(self.launched[WARM_UP:]) / median(self.replayed)
+
+
+def _by_level(t: Tensor, errors: Tensor) -> Tensor:
+    """[2, SHARES]: the sum and the number of errors [B] at t [B] in (0, 1)."""
+    shares = (t * SHARES).long().to(errors.device, non_blocking=True)
+    result = torch.zeros(2, SHARES, device=errors.device)
+    return result.index_add_(1, shares, torch.stack([errors, torch.ones_like(errors)]))

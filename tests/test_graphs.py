@@ -1,0 +1,273 @@
+"""Steps recorded once and replayed: the same training, whatever comes of the trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pkgutil import resolve_name
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tape
+from diffkit import builtin
+from diffkit.backbones.unet import unet
+from diffkit.core.denoiser import Denoiser, squared_error
+from diffkit.core.predictions import edm, v
+from diffkit.core.schedules import cosine, density, karras, over_range, sampling_grid
+from diffkit.core.weighing import Uncertainty, Weigh, by_weighting
+from diffkit.engine import gradients
+from diffkit.engine.batches import Batches
+from diffkit.engine.gradients import Gradients, Loss
+from diffkit.engine.graphs import Graph
+from diffkit.engine.optimizer import AdamW
+from diffkit.engine.sample import Plan, _steps
+from diffkit.engine.train import Progress, Recipe, Reduced, Remark, State, train
+from test_train import SPEC, Memory, hungry, recipe
+
+STEPS = 14
+
+
+def network(dropout: float = 0.2, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return unet(SPEC, **{"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": 4, "dropout": dropout, **options})
+
+
+def trained(
+    net: nn.Module, numbers: Recipe, *, graphs: bool, objective: Any = squared_error
+) -> tuple[State, list[Progress | Reduced | Remark]]:
+    state = State(net, numbers)
+    events = train(
+        state,
+        Denoiser(net, v),
+        Batches(Memory(), SPEC, 0, flip=True, label_dropout=0.3),
+        over_range(cosine, 0.002, 80.0),
+        objective,
+        numbers,
+        until_images=STEPS * 8,
+        cuda_graphs=graphs,
+    )
+    return state, list(events)
+
+
+def same(one: State, other: State) -> None:
+    for name, tensor in one.checkpoint().tensors.items():
+        assert torch.equal(tensor, other.checkpoint().tensors[name]), name
+
+
+def losses(events: list[Progress | Reduced | Remark]) -> list[float | None]:
+    return [event.loss for event in events if isinstance(event, Progress)]
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """What is recorded, on the CPU, whose steps are taken to become faster by it."""
+    found: list[Graph] = []
+
+    def noted(*arguments: Any) -> Graph:
+        found.append(tape.record(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(gradients, "graphs_on", lambda device: True)
+    monkeypatch.setattr(gradients, "record", noted)
+    monkeypatch.setattr(gradients, "GAIN_WANTED", 0.0)
+    return found
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_replayed_steps_are_the_same_training_bitwise(recorded: list[Graph], learned: bool) -> None:
+    """With dropout, labels, dropped labels and mirrored images, each of which differs from step to step."""
+    numbers = recipe(learned_weighting=learned)
+    replayed, events = trained(network(), numbers, graphs=True)
+    launched, plain = trained(network(), numbers, graphs=False)
+    (graph,) = recorded
+    assert graph.replay.__self__.replays == STEPS - gradients.WARM_UP - gradients.TIMED + 1  # type: ignore[attr-defined]
+    assert losses(events) == losses(plain)
+    same(replayed, launched)
+    (remark,) = (event for event in events if isinstance(event, Remark))
+    assert "one CUDA graph" in remark.text and remark.images_seen == 7 * 8
+
+
+def test_what_is_not_faster_is_not_kept(recorded: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "GAIN_WANTED", 1e9)
+    state, events = trained(network(), recipe(), graphs=True)
+    assert recorded[0].replay.__self__.replays == 1 + gradients.TIMED  # type: ignore[attr-defined]
+    assert not any(isinstance(event, Remark) for event in events)
+    same(state, trained(network(), recipe(), graphs=False)[0])
+
+
+class Counting(nn.Module):
+    """A network with a state of its own, which each call in training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        answer: Tensor = self.norm(self.net(x, c_noise, label=label))
+        return answer
+
+
+def test_recording_leaves_no_trace_in_the_networks_own_state(recorded: list[Graph]) -> None:
+    replayed, _ = trained(Counting(), recipe(), graphs=True)
+    launched, _ = trained(Counting(), recipe(), graphs=False)
+    same(replayed, launched)
+    assert int(replayed.network.norm.num_batches_tracked) == STEPS  # type: ignore[union-attr, arg-type]
+
+
+def deaf(graph: Graph) -> Graph:
+    """One that answers for the inputs that it was recorded with."""
+    return graph._replace(inputs=tuple(torch.zeros_like(each) for each in graph.inputs))
+
+
+def nothing(graph: Graph) -> Graph:
+    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(deaf, "not the same"), (nothing, "operation not permitted when stream is capturing")]
+)
+def test_a_graph_that_fails_costs_a_line(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Graph], Graph], reason: str
+) -> None:
+    monkeypatch.setattr(gradients, "graphs_on", lambda device: True)
+    monkeypatch.setattr(gradients, "record", lambda *arguments: change(tape.record(*arguments)))
+    state, events = trained(network(), recipe(), graphs=True)
+    (remark,) = (event for event in events if isinstance(event, Remark))
+    assert reason in remark.text and remark.images_seen == 4 * 8 and "\n" not in remark.text
+    same(state, trained(network(), recipe(), graphs=False)[0])
+
+
+def test_a_network_that_looks_at_values_is_launched(recorded: list[Graph]) -> None:
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+            answer: Tensor = self.net(x, c_noise, label=label) if float(x.sum()) else x
+            return answer
+
+    _, events = trained(Looking(), recipe(), graphs=True)
+    assert not recorded and any("not permitted" in event.text for event in events if isinstance(event, Remark))
+
+
+def test_steps_of_several_passes_are_launched(recorded: list[Graph]) -> None:
+    state, events = trained(network(), recipe(micro_batch=3), graphs=True)
+    assert not recorded and not any(isinstance(event, Remark) for event in events)
+    same(state, trained(network(), recipe(micro_batch=3), graphs=False)[0])
+
+
+def test_want_of_memory_ends_the_trial(recorded: list[Graph]) -> None:
+    state, events = trained(network(0.0), recipe(), graphs=True, objective=hungry(3))
+    assert [event.micro_batch for event in events if isinstance(event, Reduced)] == [4, 2]
+    assert not recorded
+    same(state, trained(network(0.0), recipe(), graphs=False, objective=hungry(3))[0])
+
+
+def test_larger_steps_and_other_devices_are_launched(recorded: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "MOST_POSITIONS", 8 * 8 * 8 - 1)
+    trained(network(), recipe(), graphs=True)
+    monkeypatch.setattr(gradients, "MOST_POSITIONS", 2**19)
+    monkeypatch.setattr(gradients, "graphs_on", lambda device: device.type == "cuda")
+    trained(network(), recipe(), graphs=True)
+    assert not recorded
+
+
+# -------------------------------------------------------------------------- what is recorded never leaves the device
+
+
+class Apart(TorchDispatchMode):
+    """Refuses what a capture refuses: tensors of the CPU, but for single numbers, in work on the device ("meta")."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given, found = tape.tensors((args, kwargs)), tape.tensors(result)
+        devices = {each.device.type for each in given if each.dim()} | {each.device.type for each in found}
+        assert len(devices) < 2, f"{function} moves from device to device"
+        self.operations += "meta" in devices
+        return result
+
+
+def names(kind: str) -> list[str]:
+    return sorted(getattr(builtin, kind)())
+
+
+def step_on_the_device(schedule: str, prediction: str, weighting: str | None = None, task: str | None = None) -> None:
+    """The work of a step on a batch that is there."""
+    sigma_data = {"sigma_data": 0.5} if prediction == "edm" else {}
+    predict = partial(resolve_name(builtin.predictions()[prediction]), **sigma_data)
+    levels = over_range(resolve_name(builtin.schedules()[schedule]), 0.002, 80.0)
+    show = None if task is None else resolve_name(builtin.tasks()[task])
+    channels = {None: 0, "inpaint": 2}.get(task, 1)
+    weighings: list[Weigh] = [Uncertainty().to("meta")]
+    if weighting:
+        weigh = resolve_name(builtin.weightings()[weighting])
+        weighings.append(by_weighting(weigh, density(levels), predict, levels))
+    net = unet(replace(SPEC, image_channels=channels), width=8, multipliers=(1, 2), attention=4, checkpoint=1).to(
+        "meta"
+    )
+    loss = Loss(Denoiser(net, predict, near=task == "colorize"), levels, squared_error, weighings, 0)
+    work = Gradients(loss, net, AdamW(list(net.parameters()), (0.9, 0.99), 0.0, None), 8, graphs=False)
+    batch = Batches(Memory(), SPEC, 0, flip=True, label_dropout=0.3, task=show).batch(0, 8)
+    there = batch.holding([each.to("meta") for each in batch.tensors])
+    work._pass(there)  # which may bring tables there
+    with Apart() as apart:
+        result = work._pass(there)
+    assert apart.operations > 500
+    assert {each.device.type for each in result} == {"meta"}
+
+
+@pytest.mark.parametrize("schedule", names("schedules"))
+def test_no_step_of_a_schedule_waits(schedule: str) -> None:
+    step_on_the_device(schedule, "edm")
+
+
+@pytest.mark.parametrize("prediction", names("predictions"))
+def test_no_step_of_a_prediction_waits(prediction: str) -> None:
+    step_on_the_device("cosine", prediction)
+
+
+@pytest.mark.parametrize("weighting", names("weightings"))
+def test_no_step_with_a_weighting_waits(weighting: str) -> None:
+    step_on_the_device("lognormal", "edm", weighting)
+
+
+@pytest.mark.parametrize("task", [task for task in names("tasks") if task != "translate"])
+def test_no_step_of_a_task_waits(task: str) -> None:
+    step_on_the_device("cosine", "edm", task=task)
+
+
+WITH_NOISE = {"ancestral", "ddpm", "dpmpp-2m-sde", "dpmpp-3m-sde", "edm-stochastic"}
+
+
+class Last(nn.Module):
+    """Answers with its input: what is counted is what a sampler does beside it."""
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("name", [name for name in names("samplers") if name != "adaptive"])
+def test_between_two_calls_a_sampler_never_waits_and_launches_little(name: str) -> None:
+    """So the GPU is given the next replay before it is done with the last. (adaptive has to look at its errors.)"""
+    denoiser = Denoiser(Last(), partial(edm, sigma_data=0.5))
+    x, positions, sigmas = (
+        torch.empty(2, 3, 8, 8, device="meta"),
+        torch.arange(2, device="meta"),
+        sampling_grid(over_range(karras, 0.002, 80.0), 15),
+    )
+    plan = Plan(resolve_name(builtin.samplers()[name]), sigmas, (0.0, 0.0, 0.0))
+    with Apart() as apart:
+        *_, last = _steps(plan, lambda x, s: denoiser(x, s), x, positions)
+    assert last.device.type == "meta" and last.shape == x.shape
+    assert apart.operations / 15 <= (400 if name in WITH_NOISE else 26)
