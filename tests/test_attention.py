@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from conftest import call_diffkit
 from diffkit.backbones.unet import unet
 from diffkit.engine import attention
-from diffkit.engine.attention import fast_attention
+from diffkit.engine.functions import fast_functions
 from diffkit.interfaces import ImageSpec
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_it_is_near_to_the_exact_attention(
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator).bfloat16() for shape in (q, k, v)]
     exact = result_and_gradients(F.scaled_dot_product_attention, [each.double() for each in inputs], **options)
-    with fast_attention(CPU):
+    with fast_functions(CPU):
         found = result_and_gradients(F.scaled_dot_product_attention, inputs, **options)
     assert len(in_pieces) == 2  # forward and backward
     assert [each.shape for each in found] == [each.shape for each in exact]
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_left_to_torch(
 ) -> None:
     inputs = [torch.randn(4, 4, 64, 16).to(dtype) for _ in range(3)]
     plain = result_and_gradients(F.scaled_dot_product_attention, inputs, **options)
-    with fast_attention(CPU):
+    with fast_functions(CPU):
         found = result_and_gradients(F.scaled_dot_product_attention, inputs, **options)
     assert not in_pieces
     assert all(torch.equal(x, y) for x, y in zip(found, plain, strict=True))
@@ -97,16 +97,16 @@ def test_what_autocast_would_not_have_in_bfloat16_is_left_to_torch(
     inputs = [torch.randn(4, 4, 64, 16).to(dtype) for _ in range(3)]
     with torch.autocast("cpu", autocast):
         plain = F.scaled_dot_product_attention(*inputs)
-        with fast_attention(CPU):
+        with fast_functions(CPU):
             found = F.scaled_dot_product_attention(*inputs)
     assert not in_pieces and found.dtype == plain.dtype and torch.equal(found, plain)
 
 
 def test_types_that_do_not_go_together_are_torchs_error(in_pieces: list[tuple[int, ...]]) -> None:
     q, k, v = (torch.randn(4, 4, 64, 16) for _ in range(3))
-    with fast_attention(CPU), pytest.raises(RuntimeError, match="same dtype"):
+    with fast_functions(CPU), pytest.raises(RuntimeError, match="same dtype"):
         F.scaled_dot_product_attention(q.bfloat16(), k, v)
-    with fast_attention(CPU), torch.autocast("cpu", torch.bfloat16):  # which makes them go together
+    with fast_functions(CPU), torch.autocast("cpu", torch.bfloat16):  # which makes them go together
         assert F.scaled_dot_product_attention(q.bfloat16(), k, v).dtype == torch.bfloat16
     assert in_pieces
 
@@ -115,7 +115,7 @@ def gradients(network: nn.Module) -> list[Tensor]:
     network.zero_grad()
     generator = torch.Generator().manual_seed(1)
     x, c_noise = torch.randn(8, 3, 16, 16, generator=generator), torch.linspace(-1, 1, 8)
-    with fast_attention(CPU):
+    with fast_functions(CPU):
         with torch.autocast("cpu", torch.bfloat16):
             result = network(x, c_noise)
         result.square().mean().backward()
@@ -142,7 +142,7 @@ def test_blocks_that_are_computed_again_have_it_again(in_pieces: list[tuple[int,
 
 def test_torchs_own_is_put_back_also_after_an_error() -> None:
     own = F.scaled_dot_product_attention
-    with pytest.raises(ValueError, match="this"), fast_attention(CPU):
+    with pytest.raises(ValueError, match="this"), fast_functions(CPU):
         assert F.scaled_dot_product_attention is not own
         raise ValueError("this")
     assert F.scaled_dot_product_attention is own

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,26 +18,7 @@ BECOME_BFLOAT16: dict[torch.dtype | None, set[torch.dtype]] = {
 torchs = F.scaled_dot_product_attention
 
 
-@contextmanager
-def fast_attention(device: torch.device) -> Iterator[None]:
-    """Networks that call `torch.nn.functional.scaled_dot_product_attention` get what is fastest on this device.
-
-    That is torch's own but on a CPU in bfloat16, where its kernel takes 1.3 to 7 times as long as these pieces do,
-    forward and backward, with up to a thousand positions. What autocast does between any two layers is done within:
-    results are rounded to bfloat16. Gradients have to be found within, too: blocks that `torch.utils.checkpoint`
-    computes again there must do so in the same way. (So the function is replaced in torch's module; a mode that
-    overrides functions is off while gradients are found.)
-    """
-    before = F.scaled_dot_product_attention
-    if device.type == "cpu":
-        F.scaled_dot_product_attention = _attend  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = before
-
-
-def _attend(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -49,7 +28,11 @@ def _attend(
     scale: float | None = None,
     **rest: Any,
 ) -> Tensor:
-    """As torch's function, which is left what does not fit."""
+    """As torch's function, which is left what does not fit; on a CPU in bfloat16 that takes 1.3 to 7 times as long as
+    these pieces do, forward and backward, with up to a thousand positions.
+
+    What autocast does between any two layers is done within: results are rounded to bfloat16.
+    """
     if attn_mask is None and not dropout_p and not is_causal and not any(rest.values()) and _fits(query, key, value):
         result: Tensor = _Pieces.apply(*(each.to(torch.bfloat16) for each in (query, key, value)), scale)
         return result

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diffkit.engine.attention import fast_attention
+from diffkit.engine.functions import fast_functions
 from diffkit.errors import DiffkitError, ExitCode
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -106,7 +106,7 @@ def _seconds(forward: Callable[[], Tensor], contexts: Sequence[Autocast], device
     while len(times[0]) < 4 or (len(times[0]) < 9 and sum(map(sum, times)) < SHORT):
         for context, own in zip(contexts, times, strict=True):
             start = time.perf_counter()
-            with fast_attention(device):  # as the training will
+            with fast_functions(device):  # as the training will
                 with context():
                     result = forward().float().square().mean()
                 result.backward()

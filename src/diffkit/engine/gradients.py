@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from diffkit.core.denoiser import Condition, Denoiser
 from diffkit.core.random import Purpose, derived_seed, golden, normal
 from diffkit.core.weighing import Weigh
-from diffkit.engine.attention import fast_attention
 from diffkit.engine.batches import Batch
 from diffkit.engine.devices import finish, first_line, is_memory
+from diffkit.engine.functions import fast_functions
 from diffkit.engine.graphs import Graph, graphs_on, near, record
 from diffkit.engine.optimizer import AdamW
 
@@ -111,7 +111,7 @@ class Gradients:
 
     def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Forward and backward. Of a batch on the device nothing is sent there, and nothing waited for."""
-        with fast_attention(self.device):
+        with fast_functions(self.device):
             losses, errors, t = self.loss(batch, self.device)
             loss = losses.sum() / self.batch_size
             loss.backward()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.durable import cache_folder
-from diffkit.engine.attention import fast_attention
 from diffkit.engine.devices import finish, first_line, is_memory
+from diffkit.engine.functions import fast_functions
 
 Try = Callable[[nn.Module], Tensor]
 WARMUP, TIMED = 2, 3
@@ -92,7 +92,7 @@ def _seconds(network: nn.Module, attempt: Try) -> float:
     times, device = [], next(network.parameters()).device
     for _ in range(WARMUP + TIMED):
         start = time.perf_counter()
-        with fast_attention(device):  # as the training will
+        with fast_functions(device):  # as the training will
             attempt(network).float().square().mean().backward()
         finish(device)
         times.append(time.perf_counter() - start)
