@@ -9,10 +9,14 @@ import platform
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
+INFO = Path("/proc/cpuinfo")
 
 
 def only_steps(events: Iterable[Any]) -> Iterator[Any]:
@@ -32,7 +36,7 @@ def environment() -> dict[str, Any]:
 
     import diffkit
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return {
         "diffkit": diffkit.__version__,
         "torch": torch.__version__,
@@ -41,6 +45,22 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def processor() -> str:
+    """The CPU, and what it has for bfloat16."""
+    from diffkit.engine.attention import has_amx
+
+    model = re.search(r"model name\s*: (.*)", INFO.read_text()) if INFO.exists() else None
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name}, AMX" if has_amx() else name
+
+
+def kind(device: torch.device) -> str:
+    """What results are kept by: CPUs with AMX for bfloat16 are another kind than those without."""
+    from diffkit.engine.attention import has_amx
+
+    return "cpu-amx" if device.type == "cpu" and has_amx() else device.type
 
 
 def write(name: str, figures: dict[str, Any]) -> Path:

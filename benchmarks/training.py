@@ -5,8 +5,9 @@
 Each trainer (see `peers.py`) takes a turn of some seconds in every round. The networks, diffusers' UNet2DModel and
 denoising-diffusion-pytorch's Unet, are diffkit's backbone, too. On a GPU they are those of the examples at 128x128;
 elsewhere smaller ones of the same families, of UNet2DModel also that of the example at half its width and size. Writes
-results/training-DEVICE.json: images a second, ratios by round, the share of the peak, which is measured by a large
-product of matrices (a large convolution on a CPU) in the same run, and of the roofline (see `roofline`).
+results/training-KIND.json (cpu, cpu-amx or cuda): images a second, ratios by round, the share of the peak, which is
+measured by a large product of matrices (a large convolution on a CPU) in the same run, and of the roofline (see
+`roofline`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import asked, publish, spread, write
+from common import asked, kind, publish, spread, write
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -309,8 +310,8 @@ def main() -> None:
             about = {"name": leg.name, "size": leg.size, "batch": leg.batch, "parameters": parameters}
             networks.append({**about, "forward_flop": count, "trainers": found})
     results = {"precision": half, "peak_flops": best, "bytes_a_second": traffic, "networks": networks}
-    write(f"training-{device.type}", results)
-    publish(f"training-{device.type}.json", "benchmarks.md", table(results))
+    write(f"training-{kind(device)}", results)
+    publish(f"training-{kind(device)}.json", "benchmarks.md", table(results))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,18 @@ def test_what_autocast_would_not_have_in_bfloat16_is_left_to_torch(
     assert not in_pieces and found.dtype == plain.dtype and torch.equal(found, plain)
 
 
+@pytest.mark.parametrize("amx", [False, True])
+def test_many_positions_are_left_to_torch_where_it_has_amx(
+    amx: bool, in_pieces: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "has_amx", lambda: amx)
+    few, many = (torch.randn(2, positions, 8).bfloat16() for positions in (512, 600))
+    with fast_functions(CPU):
+        F.scaled_dot_product_attention(few, few, few)
+        F.scaled_dot_product_attention(many, many, many)
+    assert [shape[1] for shape in in_pieces] == ([512] if amx else [512, 600])
+
+
 def test_types_that_do_not_go_together_are_torchs_error(in_pieces: list[tuple[int, ...]]) -> None:
     q, k, v = (torch.randn(4, 4, 64, 16) for _ in range(3))
     with fast_functions(CPU), pytest.raises(RuntimeError, match="same dtype"):

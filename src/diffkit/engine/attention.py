@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,12 +11,19 @@ from torch import Tensor
 
 PIECE = 2**19  # weights, positions by positions, that are worked at together: 1 MiB
 SMALLEST, LARGEST = 2**15, 2**20  # weights: of all heads together, and of a single one
+LARGEST_AMX = 2**18  # where the processor has AMX, which torch's kernel makes more of
 # By what autocast is on for: the types that torch itself would compute in bfloat16.
 BECOME_BFLOAT16: dict[torch.dtype | None, set[torch.dtype]] = {
     None: {torch.bfloat16},
     torch.bfloat16: {torch.bfloat16, torch.float16, torch.float32},
 }
 torchs = F.scaled_dot_product_attention
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of matrices in bfloat16, and torch makes use of it."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def attend(
@@ -46,7 +54,8 @@ def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     weights = q.shape[-2] * k.shape[-2]
     in_bfloat16 = {q.dtype, k.dtype, v.dtype} <= BECOME_BFLOAT16.get(autocast, set())
-    return in_bfloat16 and weights <= LARGEST and weights * q.shape[:-2].numel() >= SMALLEST
+    largest = LARGEST_AMX if has_amx() else LARGEST
+    return in_bfloat16 and weights <= largest and weights * q.shape[:-2].numel() >= SMALLEST
 
 
 class _Pieces(torch.autograd.Function):
