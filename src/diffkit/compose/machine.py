@@ -77,10 +77,12 @@ def for_sampling(network: nn.Module, spec: ImageSpec, device: torch.device, prec
     """The network as it samples on this device: weights changed to the precision once, small batches as one graph."""
     import torch
 
-    from diffkit.engine.devices import autocast
+    from diffkit.engine.devices import autocast, keep_freed_memory
     from diffkit.engine.graphs import Graphed
     from diffkit.engine.speed import precast
 
+    if device.type == "cpu":
+        keep_freed_memory()
     if precision == "bfloat16":
         (x, c_noise), condition = dummy_inputs(spec, 1, device)
 
