@@ -60,8 +60,8 @@ class Batch:
         return self._picture("images", self.positions.device)
 
     @property
-    def positions_each(self) -> int:
-        """Pixels of an image."""
+    def pixels_each(self) -> int:
+        """Of an image: height times width."""
         return self.size[0] * self.size[1]
 
     @property

@@ -76,7 +76,7 @@ class Gradients:
         self.network.train()
         at_once = len(batch.positions) <= micro_batch
         try:
-            if self._trial is not None and at_once and len(batch.positions) * batch.positions_each <= MOST_POSITIONS:
+            if self._trial is not None and at_once and len(batch.positions) * batch.pixels_each <= MOST_POSITIONS:
                 return self._tried(self._trial, batch)
             if self._graph is not None and at_once:
                 return self._replayed(self._graph, batch)
