@@ -57,7 +57,7 @@ def processor() -> str:
 
 
 def kind(device: torch.device) -> str:
-    """What results are kept by: CPUs with AMX for bfloat16 are another kind than those without."""
+    """By what results are kept apart: CPUs with AMX for bfloat16 are another kind than those without."""
     from diffkit.engine.attention import has_amx
 
     return "cpu-amx" if device.type == "cpu" and has_amx() else device.type

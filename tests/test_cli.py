@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import tape
 from conftest import TINY, call_diffkit, run_diffkit, write_images
+from diffkit.engine import gradients
 
 
 def refused(done, code: int, *words: str) -> None:  # type: ignore[no-untyped-def]
@@ -217,10 +219,17 @@ def test_part_options_from_recipe_flag_and_set_add_up(dataset: Path, tmp_path: P
     assert "width=8 multipliers=[1,2] blocks=1 attention=0" in done.stderr
 
 
-def test_the_micro_batch_may_change_on_the_way(dataset: Path, tmp_path: Path) -> None:
+def test_how_a_step_is_computed_may_change_on_the_way(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ("train", dataset, "-o", tmp_path / "run", *TINY)
-    assert call_diffkit(*command, "--steps", 1).returncode == 0
-    done = call_diffkit(*command, "--steps", 2, "--micro-batch", 3)
+    monkeypatch.setattr(gradients, "graphs_on", lambda device: True)
+    monkeypatch.setattr(gradients, "record", tape.record)
+    done = call_diffkit(*command, "--steps", 9)
+    assert done.returncode == 0 and "one CUDA graph" in done.stderr, done.stderr
+    done = call_diffkit(*command, "--steps", 18, "--set", "train.cuda_graphs=false")
+    assert done.returncode == 0 and "CUDA graph" not in done.stderr, done.stderr
+    done = call_diffkit(*command, "--steps", 19, "--micro-batch", 3)
     assert done.returncode == 0, done.stderr
     assert "in pieces of 3" in done.stderr
 

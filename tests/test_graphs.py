@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import random
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -96,7 +99,8 @@ def test_what_is_not_faster_is_not_kept(recorded: list[Graph], monkeypatch: pyte
     monkeypatch.setattr(gradients, "GAIN_WANTED", 1e9)
     state, events = trained(network(), recipe(), graphs=True)
     assert recorded[0].replay.__self__.replays == 1 + gradients.TIMED  # type: ignore[attr-defined]
-    assert not any(isinstance(event, Remark) for event in events)
+    (remark,) = (event for event in events if isinstance(event, Remark))
+    assert "as fast without" in remark.text
     same(state, trained(network(), recipe(), graphs=False)[0])
 
 
@@ -118,6 +122,48 @@ def test_recording_leaves_no_trace_in_the_networks_own_state(recorded: list[Grap
     launched, _ = trained(Counting(), recipe(), graphs=False)
     same(replayed, launched)
     assert int(replayed.network.norm.num_batches_tracked) == STEPS  # type: ignore[union-attr, arg-type]
+
+
+class Replacing(Counting):
+    """The same, but by a new buffer at each call, of which a recording would see only the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return super().forward(x, c_noise, label)
+
+
+class Drawing(Counting):
+    """Leaves something out by chance, by Python's own generator."""
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        return super().forward(x, c_noise, label) * (1 if random.random() < 2 else 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(Replacing, "replaces its buffers"), (Drawing, "draws random numbers outside the device")]
+)
+def test_what_a_replay_would_not_do_is_found_out(recorded: list[Graph], kind: type[nn.Module], reason: str) -> None:
+    state, events = trained(kind(), recipe(), graphs=True)
+    (remark,) = (event for event in events if isinstance(event, Remark))
+    assert reason in remark.text
+    same(state, trained(kind(), recipe(), graphs=False)[0])
+    if kind is Replacing:
+        assert int(state.network.calls) == STEPS  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("left", "kept"), [(60, True), (40, False)])
+def test_a_graph_leaves_as_much_memory_as_it_takes(
+    recorded: list[Graph], monkeypatch: pytest.MonkeyPatch, left: int, kept: bool
+) -> None:
+    monkeypatch.setattr(gradients, "memory_bytes", lambda device: 100)
+    monkeypatch.setattr(gradients, "free_bytes", lambda device: left)
+    _, events = trained(network(), recipe(), graphs=True)
+    (remark,) = (event for event in events if isinstance(event, Remark))
+    assert ("too little memory" not in remark.text) == kept
 
 
 def deaf(graph: Graph) -> Graph:
@@ -168,6 +214,22 @@ def test_want_of_memory_ends_the_trial(recorded: list[Graph]) -> None:
     assert [event.micro_batch for event in events if isinstance(event, Reduced)] == [4, 2]
     assert not recorded
     same(state, trained(network(0.0), recipe(), graphs=False, objective=hungry(3))[0])
+
+
+def test_a_graph_goes_when_passes_become_smaller(recorded: list[Graph]) -> None:
+    """As in one process when another of them wants memory."""
+    net = network()
+    state = State(net, recipe())
+    loss = Loss(Denoiser(net, v), over_range(cosine, 0.002, 80.0), squared_error, [], 0)
+    found = Gradients(loss, net, state.optimizer, 8, graphs=True)
+    batches = Batches(Memory(), SPEC, 0, flip=True, label_dropout=0.3)
+    for first in range(0, 72, 8):
+        found(batches.batch(first, 8), 8)
+    graph = weakref.ref(recorded.pop().replay.__self__)  # type: ignore[attr-defined]
+    assert graph() is not None
+    found(batches.batch(72, 8), 4)
+    gc.collect()
+    assert graph() is None
 
 
 def test_larger_steps_and_other_devices_are_launched(recorded: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:

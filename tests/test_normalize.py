@@ -95,6 +95,22 @@ def test_the_rest_is_left_to_torch(dtype: torch.dtype, options: dict[str, Any], 
     assert not own and torch.equal(found, torchs(x, **options))
 
 
+def test_transforms_of_functions_are_left_to_torch(own: list[torch.dtype]) -> None:
+    x = inputs()
+    wanted = torch.func.grad(lambda x: torchs(x).square().mul(x).sum())(x)
+    with fast_functions(CPU):
+        found = torch.func.grad(lambda x: F.normalize(x).square().mul(x).sum())(x)
+    assert not own and torch.equal(found, wanted)
+
+
+def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    with fast_functions(CPU):
+        (first,) = torch.autograd.grad(F.normalize(x).square().mul(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_bad_input_gets_torchs_own_error() -> None:
     with fast_functions(CPU), pytest.raises(IndexError, match="out of range"):
         F.normalize(torch.ones(2, 3), dim=5)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import tape
 from conftest import TINY, call_diffkit
 from diffkit.compose import planning
+from diffkit.engine import gradients, graphs
+from diffkit.engine.graphs import Graph
 from diffkit.engine.rates import HALVINGS, best_rate
 from diffkit.errors import DiffkitError, ExitCode
 
@@ -55,6 +60,18 @@ def test_the_training_says_how_far_the_plan_was_off(
     assert done.returncode == 0 and "Planned: " in done.stderr and "It was " in done.stderr, done.stderr
     done = call_diffkit(*train, "-o", tmp_path / "other", "--batch-size", 4)
     assert done.returncode == 0 and "Planned" not in done.stderr
+
+
+def test_what_is_tried_out_first_does_not_count(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*arguments: Any) -> Graph:
+        time.sleep(3)
+        return tape.record(*arguments)
+
+    for module in (gradients, graphs):
+        monkeypatch.setattr(module, "graphs_on", lambda device: True)
+    monkeypatch.setattr(gradients, "record", slow)
+    done = call_diffkit("plan", dataset, "--json", *OPTIONS)
+    assert done.returncode == 0 and json.loads(done.stdout)["images_per_second"] > 6 * 8 / 3, done.stdout
 
 
 def test_too_little_time_is_refused(dataset: Path, tmp_path: Path) -> None:

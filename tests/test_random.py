@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diffkit.core import random
 from diffkit.core.random import Purpose, bits, derived_seed, golden, normal, normals, permutation, philox, uniform
 
 # Random123 1.09, kat_vectors: counter, key, result of philox4x32-10.
@@ -95,9 +96,11 @@ def test_derived_seeds_differ_by_step_and_micro_batch() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_several_intervals_at_once_are_those_one_by_one() -> None:
+@pytest.mark.parametrize("at_once", [1, 270, 2**18])
+def test_several_intervals_at_once_are_those_one_by_one(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     positions = torch.tensor([0, 5, 2**33])
     intervals = [7, 0, 2**20, 3]
+    monkeypatch.setattr(random, "_AT_ONCE", at_once)
     together = normals(3, Purpose.BROWNIAN, positions, (2, 3, 5), intervals)
     for interval, found in zip(intervals, together, strict=True):
         assert torch.equal(found, normal(3, Purpose.BROWNIAN, positions, (2, 3, 5), interval))

@@ -6,8 +6,9 @@ Ho et al. 2020, appendix B; Dhariwal and Nichol 2021, section 3 (scale and shift
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -228,15 +229,11 @@ class Embedding(nn.Module):
         return F.silu(result)
 
 
-def run(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
+def run(block: Callable[..., Tensor], recompute: bool, *inputs: Tensor) -> Tensor:
     """The block's result; with `recompute`, its inner activations are found again in the backward pass, not kept."""
-    if not recompute or not torch.is_grad_enabled():
-        result: Tensor = block(*inputs)
-        return result
-    random = any(isinstance(each, nn.Dropout) and each.p > 0 for each in block.modules())
-    # A generator's state cannot be asked for while a CUDA graph is recorded.
-    again: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=random)
-    return again
+    if recompute and torch.is_grad_enabled():
+        block = partial(checkpoint, block, use_reentrant=False)
+    return block(*inputs)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:

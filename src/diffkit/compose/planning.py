@@ -65,6 +65,8 @@ def plan(
     import torch
 
     from diffkit.engine.devices import finish, memory_used
+    from diffkit.engine.gradients import STEPS_TRIED
+    from diffkit.engine.graphs import graphs_on
     from diffkit.engine.train import Reduced, Remark
 
     training = prepare_training(given, store, RunDir(Path(os.devnull)), device)
@@ -74,6 +76,7 @@ def plan(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(training.device)
     steps, begun = 0, time.perf_counter()
+    warm_up = WARMUP_STEPS + (STEPS_TRIED if graphs_on(training.device) else 0)
     for event in training.steps(report_every=training.report_every):
         if isinstance(event, Reduced):
             training.notes.append(
@@ -82,16 +85,15 @@ def plan(
             continue
         if isinstance(event, Remark):
             training.notes.append(event.text)
-            steps = 0  # what was before was tried out
             continue
         steps += 1
-        if steps == WARMUP_STEPS:
+        if steps == warm_up:
             finish(training.device)
             start = time.perf_counter()
-        if steps >= WARMUP_STEPS + LEAST_STEPS and time.perf_counter() - begun > TRIAL_SECONDS:
+        if steps >= warm_up + LEAST_STEPS and time.perf_counter() - begun > TRIAL_SECONDS:
             finish(training.device)
             break
-    speed = (steps - WARMUP_STEPS) * batch / (time.perf_counter() - start)
+    speed = (steps - warm_up) * batch / (time.perf_counter() - start)
     total = images if seconds is None else int(TRAINING_SHARE * seconds * speed) // batch * batch
     if not total:
         raise DiffkitError(

@@ -23,7 +23,8 @@ class Denoiser:
     Coefficients are computed in float64, one number per image, where s lies, and sent to the images' device as one
     small tensor; if all images are at one level they stay plain numbers, and nothing is sent. Only the network itself
     runs under `autocast`, a function that returns a context manager. `near`: images lie near the conditioning image,
-    and what is denoised is the difference (as in Li et al. 2022, "SRDiff", section 3.2).
+    and what is denoised is the difference (as in Li et al. 2022, "SRDiff", section 3.2). `prediction` has to be
+    hashable, as functions are.
     """
 
     network: nn.Module

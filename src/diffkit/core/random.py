@@ -102,7 +102,7 @@ def normals(
     seed: int, purpose: Purpose, positions: Tensor, shape: Sequence[int], intervals: Sequence[int]
 ) -> list[Tensor]:
     """What `normal` gives at each of the intervals, by as few operations as is faster."""
-    at_once = max(1, _AT_ONCE // (len(positions) * math.prod(shape)))
+    at_once = max(1, _AT_ONCE // max(1, len(positions) * math.prod(shape)))
     found: list[Tensor] = []
     for start in range(0, len(intervals), at_once):
         some = intervals[start : start + at_once]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffkit.interfaces import Coefficients
 
 Weigh: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-"""`(error [B] of the network's output, s float64 [B] on the CPU) -> loss [B]`."""
+"""`(error [B] of the network's output, s float64 [B], on the CPU or with the error) -> loss [B]`."""
 
 
 def by_weighting(
@@ -57,7 +57,7 @@ class Uncertainty(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, error: Tensor, s: Tensor) -> Tensor:
-        """error [B], s float64 [B] on the CPU -> loss [B]."""
+        """error [B], s float64 [B], on the CPU or with the error -> loss [B]."""
         c_noise = (s.log() / 4).to(error.dtype).to(error.device, non_blocking=True)
         u: Tensor = self.linear((c_noise[:, None] * self.frequencies + self.phases).cos())[:, 0]
         return error * (-u).exp() + u

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PIECE = 2**19  # weights, positions by positions, that are worked at together: 1 MiB
 SMALLEST, LARGEST = 2**15, 2**20  # weights: of all heads together, and of a single one
@@ -18,6 +19,11 @@ BECOME_BFLOAT16: dict[torch.dtype | None, set[torch.dtype]] = {
     torch.bfloat16: {torch.bfloat16, torch.float16, torch.float32},
 }
 torchs = F.scaled_dot_product_attention
+
+
+def transformed() -> bool:
+    """Whether this runs under `torch.func`, whose transforms do not know functions with gradients of their own."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 @cache
@@ -49,7 +55,7 @@ def attend(
 
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether these [..., N, D], [..., M, D] and [..., M, E] are to be in bfloat16 and faster in pieces."""
-    if q.device.type != "cpu" or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1]:
+    if transformed() or q.device.type != "cpu" or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1]:
         return False
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     weights = q.shape[-2] * k.shape[-2]
@@ -76,6 +82,7 @@ class _Pieces(torch.autograd.Function):
         return result.view(*ctx.shapes[0][:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         grad = grads[0].reshape(*q.shape[:-1], -1)

@@ -138,6 +138,14 @@ def memory_bytes(device: torch.device) -> int | None:
     return None
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU that anything may take, after what torch only keeps has been given back; else None."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
 def is_memory(error: Exception) -> bool:
     """Whether this is want of memory: elsewhere than in CUDA's own allocator it comes as a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WANT_OF_MEMORY)

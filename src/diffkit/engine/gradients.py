@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from diffkit.core.denoiser import Condition, Denoiser
 from diffkit.core.random import Purpose, derived_seed, golden, normal
 from diffkit.core.weighing import Weigh
 from diffkit.engine.batches import Batch
-from diffkit.engine.devices import finish, first_line, is_memory
+from diffkit.engine.devices import finish, first_line, free_bytes, is_memory, memory_bytes
 from diffkit.engine.functions import fast_functions
 from diffkit.engine.graphs import Graph, graphs_on, near, record
 from diffkit.engine.optimizer import AdamW
@@ -26,6 +28,9 @@ SHARES = 8
 MOST_POSITIONS = 2**19
 """Images times height times width, above which no graph is tried: kernels take longer than their launches."""
 WARM_UP, TIMED = 2, 3
+STEPS_TRIED = WARM_UP + 2 * TIMED
+SMALL_GRADIENT = 1e-3
+"""Of the norm of all gradients: parameters with less may have nothing but rounding."""
 GAIN_WANTED = 1.05
 
 
@@ -75,6 +80,8 @@ class Gradients:
         """
         self.network.train()
         at_once = len(batch.positions) <= micro_batch
+        if not at_once:  # and never will be again
+            self._forget()
         try:
             if self._trial is not None and at_once and len(batch.positions) * batch.pixels_each <= MOST_POSITIONS:
                 return self._tried(self._trial, batch)
@@ -84,10 +91,13 @@ class Gradients:
         except RuntimeError as error:
             if not is_memory(error):
                 raise
-        self._trial = self._graph = None
-        self._graphs_own = []
+        self._forget()
         self.optimizer.forget_gradients()
         return None
+
+    def _forget(self) -> None:
+        self._trial = self._graph = None
+        self._graphs_own = []
 
     def _launched(self, passes: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         self.optimizer.forget_gradients()
@@ -127,22 +137,27 @@ class Gradients:
         if len(trial.replayed) == TIMED:
             self._trial = None
             if trial.gain >= GAIN_WANTED:
-                self.remark = f"Small steps are launched as one CUDA graph, {trial.gain:.1f} times as fast."
+                self.remark = f"Steps are launched as one CUDA graph, {trial.gain:.1f} times as fast."
             else:
-                self._graph, self._graphs_own = None, []
+                self._forget()
+                self.remark = "Steps are not launched as one CUDA graph: they are as fast without."
         elif len(trial.launched) == WARM_UP + TIMED and self._graph is None:
             problem = self._record(batch)
             if problem:
                 self.remark = f"Steps are not launched as one CUDA graph: {problem}"
-                self._trial = self._graph = None
-                self._graphs_own = []
+                self._forget()
         return found
 
     def _record(self, batch: Batch) -> str | None:
         """The graph of a step, compared with this batch's gradients, which stay as they are; or what is wrong."""
         parameters = self.optimizer.parameters
         wanted = [parameter.grad for parameter in parameters]
-        buffers = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in self.network.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+        before, drawn = memory_bytes(self.device), _drawn(self.device)
 
         def work(*tensors: Tensor) -> tuple[Tensor, Tensor]:
             self.optimizer.forget_gradients()
@@ -151,16 +166,31 @@ class Gradients:
         try:
             self._graph = record(work, batch.tensors, self.device)
             self._graphs_own = [parameter.grad for parameter in parameters]
+            if any(getattr(module, name) is not buffer for module, name, buffer, _ in buffers):
+                return "the network replaces its buffers."
+            if drawn != _drawn(self.device):
+                return "the network draws random numbers outside the device."
+            left = free_bytes(self.device)
+            if before is not None and left is not None and left < before - left:
+                return "it would leave too little memory."
             self._replayed(self._graph, batch)
+            least = SMALL_GRADIENT * math.sqrt(sum(float(each.norm()) ** 2 for each in wanted if each is not None))
             pairs = zip(self._graphs_own, wanted, strict=True)
-            return None if all(near(own, other) for own, other in pairs) else "its gradients are not the same."
+            return None if all(near(own, other, least) for own, other in pairs) else "its gradients are not the same."
         except Exception as error:
-            return first_line(error)
+            cause = error.__context__  # of the end of a recording that had failed before
+            return first_line(cause if isinstance(cause, Exception) else error)
         finally:
             for parameter, gradient in zip(parameters, wanted, strict=True):
                 parameter.grad = gradient
-            for buffer, value in buffers:
+            for module, name, buffer, value in buffers:
                 buffer.copy_(value)
+                setattr(module, name, buffer)
+
+
+def _drawn(device: torch.device) -> object:
+    """What changes when numbers are drawn that no replay draws again: Python's own and, of a GPU, those on the CPU."""
+    return random.getstate(), None if device.type == "cpu" else bytes(torch.get_rng_state())
 
 
 class _Trial:

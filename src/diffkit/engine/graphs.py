@@ -5,6 +5,7 @@ With few images the GPU is done with each kernel before the next has been launch
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 MOST_POSITIONS = 2**17
 """Images times height times width, above which the kernels of one call take longer than their launches."""
 MOST_GRAPHS = 8
-WARM_UP = 2
 TOLERANCE = 0.02
 
 
@@ -42,31 +42,40 @@ def record(work: Callable[..., tuple[Tensor, ...]], like: Sequence[Tensor], devi
     """`work` for inputs of these shapes and types, called a few times with zeros; then it is never called again.
 
     So whoever compares an answer of the graph with the work's own finds out if it ignores its inputs. Raises whatever
-    the work does; RuntimeError if it waits for the device, or sends something there.
+    the work does; RuntimeError if it waits for the device: found out before anything is recorded, since a recording
+    that fails may spoil the generator of random numbers, up to torch 2.13.
     """
     with torch.inference_mode(False):
         inputs = tuple(torch.zeros_like(each, device=device) for each in like)
+    gc.collect()
+    torch.cuda.empty_cache()
     with torch.cuda.device(device):
         own, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        waiting = torch.cuda.get_sync_debug_mode()
         try:
             aside.wait_stream(own)
             with torch.cuda.stream(aside):
-                for _ in range(WARM_UP):
-                    work(*inputs)
+                work(*inputs)  # which may bring tables there
+                torch.cuda.set_sync_debug_mode("error")
+                work(*inputs)
             own.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                 outputs = work(*inputs)
         finally:
+            torch.cuda.set_sync_debug_mode(waiting)
             torch.cuda.set_stream(own)  # a capture that fails leaves its own behind
     return Graph(inputs, outputs, graph.replay)
 
 
-def near(replayed: Tensor | None, wanted: Tensor | None) -> bool:
-    """Whether a replay's answer is that of the work itself, but for rounding by kernels chosen anew."""
+def near(replayed: Tensor | None, wanted: Tensor | None, least: float = 0.0) -> bool:
+    """Whether a replay's answer is that of the work itself, but for rounding by kernels chosen anew.
+
+    `least`: a norm below which the wanted one is rounding itself.
+    """
     if replayed is None or wanted is None:
         return replayed is wanted
-    return float((replayed - wanted).norm()) <= TOLERANCE * float(wanted.norm())
+    return float((replayed - wanted).norm()) <= TOLERANCE * max(least, float(wanted.norm()))
 
 
 class Graphed(nn.Module):
