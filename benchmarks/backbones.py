@@ -43,7 +43,11 @@ def variants(lean: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def made(store: UnlabelledStore, backbone: str, options: dict[str, Any], seed: int, device: torch.device) -> Training:
     choice = {"name": backbone, "options": options}
-    given = {"backbone": choice, "train": {"seed": seed, "compile": "off"}, "data": {"path": str(store.path)}}
+    given = {
+        "backbone": choice,
+        "train": {"seed": seed, "compile": "off", "cuda_graphs": False},
+        "data": {"path": str(store.path)},
+    }
     return prepare_training(given, store, RunDir(Path("/dev/null")), str(device))
 
 

@@ -54,6 +54,8 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
     Lost is what the training, from the save to the first step after it is written, took longer than plain steps.
     """
     from diffkit.compose.start import prepare_training
+    from diffkit.engine.gradients import STEPS_TRIED
+    from diffkit.engine.graphs import graphs_on
     from diffkit.engine.store import Store
     from diffkit.rundir import RunDir
 
@@ -77,7 +79,7 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
             next(steps)
             return time.perf_counter() - start
 
-        for _ in range(12 if device.type == "cuda" else 4):  # as many as a graph is tried for
+        for _ in range(4 + (STEPS_TRIED if graphs_on(device) else 0)):
             step()
         training.saver.reserve(training.state.checkpoint())
         plain, beside, stalls, written, whole = [], [], [], [], []

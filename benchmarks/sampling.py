@@ -58,10 +58,10 @@ def main() -> None:
         ready = for_sampling(backbone.eval().requires_grad_(False), ImageSpec(3, size, size), device, precision)
         return Denoiser(ready, eps, autocast(device, precision))
 
-    trial = network()
-    x = torch.randn(8, 3, size, size, device=device)
-    precision = choose_precision("auto", device, lambda: trial(x, 0).sample)
     theirs, full = network(), ours("float32")
+    x = torch.randn(8, 3, size, size, device=device)
+    precision = choose_precision("auto", device, lambda: theirs(x, 0).sample)
+    theirs.zero_grad(set_to_none=True)
     contestants: dict[str, Callable[[int], None]] = {
         "diffkit": lambda batch: with_diffkit(full, size, batch, calls),
         "diffusers": lambda batch: with_diffusers(theirs, batch, calls),
@@ -82,14 +82,13 @@ def main() -> None:
                 if number:  # the first warms up
                     seconds[name].append(time.perf_counter() - start)
             print(batch, *(f"{name} {values[-1:]}" for name, values in seconds.items()), flush=True)
-        figures[str(batch)] = {
-            name: {
+        figures[str(batch)] = {}
+        for name, values in seconds.items():
+            own = seconds[name.replace("diffusers", "diffkit")]
+            figures[str(batch)][name] = {
                 "images_per_second": spread([batch / value for value in values]),
-                "diffkit_ratio": spread([v / u for u, v in zip(seconds[f"diffkit{same}"], values, strict=True)]),
+                "diffkit_ratio": spread([v / u for u, v in zip(own, values, strict=True)]),
             }
-            for name, values in seconds.items()
-            for same in (", bfloat16" if "bfloat16" in name else "",)
-        }
     results = {"size": size, "calls": calls, "batches": figures}
     write(f"sampling-{device.type}", results)
     publish(f"sampling-{device.type}.json", "benchmarks.md", table(results))

@@ -21,11 +21,6 @@ BECOME_BFLOAT16: dict[torch.dtype | None, set[torch.dtype]] = {
 torchs = F.scaled_dot_product_attention
 
 
-def transformed() -> bool:
-    """Whether this runs under `torch.func`, whose transforms do not know functions with gradients of their own."""
-    return bool(torch._C._are_functorch_transforms_active())
-
-
 @cache
 def has_amx() -> bool:
     """Whether the processor multiplies tiles of matrices in bfloat16, and torch makes use of it."""
@@ -55,7 +50,7 @@ def attend(
 
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether these [..., N, D], [..., M, D] and [..., M, E] are to be in bfloat16 and faster in pieces."""
-    if transformed() or q.device.type != "cpu" or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1]:
+    if q.device.type != "cpu" or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1]:
         return False
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     weights = q.shape[-2] * k.shape[-2]

@@ -60,11 +60,6 @@ class Batch:
         return self._picture("images", self.positions.device)
 
     @property
-    def pixels_each(self) -> int:
-        """Of an image: height times width."""
-        return self.size[0] * self.size[1]
-
-    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that it holds but what the device keeps anyway."""
         label = () if self.label is None else (self.label,)

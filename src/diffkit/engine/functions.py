@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from diffkit.engine import attention, normalize
 
-FASTER: dict[str, Any] = {
-    "scaled_dot_product_attention": attention.attend,
-    "normalize": normalize.normalize,
+
+def _untransformed(own: Callable[..., Tensor], torchs: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`own`, but under `torch.func`, whose transforms do not know functions with gradients of their own."""
+
+    @wraps(own)
+    def chosen(*args: Any, **kwargs: Any) -> Tensor:
+        return (torchs if torch._C._are_functorch_transforms_active() else own)(*args, **kwargs)
+
+    return chosen
+
+
+FASTER = {
+    "scaled_dot_product_attention": _untransformed(attention.attend, attention.torchs),
+    "normalize": _untransformed(normalize.normalize, normalize.torchs),
 }
 
 

@@ -83,7 +83,7 @@ class Gradients:
         if not at_once:  # and never will be again
             self._forget()
         try:
-            if self._trial is not None and at_once and len(batch.positions) * batch.pixels_each <= MOST_POSITIONS:
+            if self._trial is not None and at_once and len(batch.positions) * math.prod(batch.size) <= MOST_POSITIONS:
                 return self._tried(self._trial, batch)
             if self._graph is not None and at_once:
                 return self._replayed(self._graph, batch)
