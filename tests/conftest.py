@@ -37,7 +37,9 @@ def call_diffkit(*arguments: object, cwd: Path | None = None) -> subprocess.Comp
 
     out, err, code = io.StringIO(), io.StringIO(), 0
     before = Path.cwd()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGPIPE)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    unraisable = sys.unraisablehook
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["diffkit", *map(str, arguments)])
         patch.setattr(registry, "_registry", None)
@@ -51,6 +53,7 @@ def call_diffkit(*arguments: object, cwd: Path | None = None) -> subprocess.Comp
             os.chdir(before)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            sys.unraisablehook = unraisable
     return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from diffkit.cli import app
+from diffkit.cli.commands import app
 from diffkit.config import read_toml, validated
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-import signal
+import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,8 +26,8 @@ Result = TypeVar("Result")
 
 # Of several processes that work as one, only the first speaks.
 _silent = os.environ.get("RANK", "0") != "0"
-err = Console(stderr=True, soft_wrap=True, quiet=_silent)
-out = Console(soft_wrap=True, quiet=_silent)
+err = Console(stderr=True, soft_wrap=True, emoji=False, quiet=_silent)
+out = Console(soft_wrap=True, emoji=False, quiet=_silent)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -37,10 +37,9 @@ def plain(text: str) -> str:
     return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
-def listing() -> None:
-    """For commands that only print: end quietly, as other tools do, when whoever reads has gone (`| head`)."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+def is_live() -> bool:
+    """Whether messages go to a terminal that can draw: FORCE_COLOR and the like make colours of a file, not bars."""
+    return err.is_interactive and err.file.isatty()
 
 
 def say(text: str = "") -> None:
@@ -54,9 +53,10 @@ def next_command(command: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Machine-readable output."""
+    """Machine-readable output: valid JSON, whatever the encoding."""
     if not _silent:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        unicode = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+        print(json.dumps(value, indent=2, ensure_ascii=not unicode))
 
 
 def require_vacant(path: Path) -> None:
@@ -80,7 +80,7 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=err,
         transient=True,
-        disable=not err.is_terminal,
+        disable=not is_live(),
     )
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from diffkit.cli.console import bytes_text, clock, err, figure, plain, say
-from diffkit.errors import ExitCode
+from diffkit.cli.console import bytes_text, clock, err, figure, is_live, plain, say
+from diffkit.cli.output import notify
+from diffkit.cli.signals import Signals
 
 if TYPE_CHECKING:
     from diffkit.compose import Dropped, Trackers, Training
@@ -23,64 +21,51 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10.0
 SMOOTHING = 0.98
-ONE_SIGNAL = 0.5  # seconds
 
 
 class Stopper:
-    """The first SIGINT, SIGTERM or SIGUSR1 asks to stop at the next step; the second ends the process at once.
-
-    A launcher passes on what the terminal has sent to all: two within a moment are one.
-    """
+    """The first signal asks to stop at the next step; a second ends the process at once."""
 
     def __init__(self) -> None:
-        self.asked, self._since = False, 0.0
-        self._before: dict[int, Any] = {}
+        self.asked = False
+        self._signals = Signals(self._ask)
 
     def __enter__(self) -> Stopper:
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                self._before[number] = signal.signal(number, self._handle)
+        self._signals.install()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._signals.restore()
 
     def __call__(self) -> bool:
         return self.asked
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and time.monotonic() - self._since > ONE_SIGNAL:
-            os._exit(int(ExitCode.INTERRUPTED))
-        if self.asked:
-            return
-        self.asked, self._since = True, time.monotonic()
+    def _ask(self) -> None:
+        self.asked = True
         if not err.quiet:
-            os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")
+            notify("\nStopping after this step and saving; once more to stop at once.\n")
 
 
 def draw(
     training: Training, cadence: Cadence, stopper: Stopper, trackers: Trackers, reference: Reference | None
 ) -> Ended:
-    """Run the training and show it; if whoever reads the display goes away, train on unseen."""
+    """Run the training and show it."""
     from diffkit.engine.session import Ended
     from diffkit.engine.train import Progress as Step
 
     events = training.start(
         cadence, report_every=training.report_every, should_stop=stopper, trackers=trackers, reference=reference
     )
-    display = _on_terminal if err.is_terminal else _in_lines
+    display = _on_terminal if is_live() else _in_lines
     ended: Ended | None = None
     figures = _Figures(training, cadence)
     with display(cadence, figures) as show:
         for event in events:
-            with suppress(BrokenPipeError):
-                if line := _event_line(event):
-                    say(line)
-                if isinstance(event, Step) and event.loss is not None:
-                    figures.add(event)
-                    show(event)
+            if line := _event_line(event):
+                say(line)
+            if isinstance(event, Step) and event.loss is not None:
+                figures.add(event)
+                show(event)
             if isinstance(event, Ended):
                 ended = event
     assert ended is not None

@@ -23,10 +23,9 @@ def list_parts(
     as_json: AsJson = False,
 ) -> None:
     """List the parts that are installed, and the plugins that could not be loaded."""
-    from diffkit.cli.console import listing, out, plain, print_json, say
+    from diffkit.cli.console import out, plain, print_json, say
     from diffkit.registry import registry
 
-    listing()
     parts = registry().parts(_kind(kind))
     skipped = registry().skipped
     if as_json:
@@ -56,10 +55,8 @@ def show(name: Annotated[str, typer.Argument(help="A part, such as karras or plu
 
     from rich.table import Table
 
-    from diffkit.cli.console import listing, out, plain
+    from diffkit.cli.console import out, plain
     from diffkit.config import options_of
-
-    listing()
 
     for part in _named(name):
         text = inspect.getdoc(part.function) or "(no description)"

@@ -21,9 +21,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show what a data set holds, or what a model is made of."""
-    from diffkit.cli.console import listing
-
-    listing()
     if (path / "dataset.json").exists():
         _show_data(path, verify, as_json)
     else:

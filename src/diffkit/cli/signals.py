@@ -1,0 +1,82 @@
+"""What ends a command from outside: Ctrl-C, a scheduler, a terminal that is closed."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from diffkit.errors import ExitCode
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+ONE_SIGNAL = 0.5  # seconds
+
+
+class Signals:
+    """The first of these signals calls `first`; a later one ends the process at once.
+
+    A launcher passes on what the terminal has sent to all: two within a moment are one. A SIGHUP that was ignored at
+    the start (nohup) stays ignored.
+    """
+
+    def __init__(self, first: Callable[[], object]) -> None:
+        self._first = first
+        self._since: float | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def came(self) -> bool:
+        """Whether there has been one."""
+        return self._since is not None
+
+    def install(self) -> None:
+        for name in NAMES:
+            number = getattr(signal, name, None)
+            if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+                continue
+            self._before[number] = signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def finish(self, code: int) -> None:
+        """The work is done: a signal from here on ends the process with the code of the work."""
+        self._since, self._first = None, lambda: os._exit(code)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+            self._first()
+        elif time.monotonic() - self._since > ONE_SIGNAL:
+            os._exit(int(ExitCode.INTERRUPTED))
+
+    def again(self) -> None:
+        """Let the first one come once more, from another thread: where it came before, it was lost."""
+        self._since = None
+        _thread.interrupt_main()
+
+
+def interrupting() -> Signals:
+    """Signals that do what Ctrl-C does in any Python program, so that what is half done is cleaned up."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def unraisable(lost: sys.UnraisableHookArgs) -> None:
+        if lost.exc_type is not None and issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, signals.again).start()
+        else:
+            report(lost)
+
+    signals = Signals(interrupt)
+    signals.install()
+    # In a destructor or a callback of an import Python prints an exception and goes on.
+    report, sys.unraisablehook = sys.unraisablehook, unraisable
+    return signals
