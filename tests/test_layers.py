@@ -16,11 +16,11 @@ ROOT = Path(diffkit.__file__).parent
 ALLOWED = {
     "core": {"core", "interfaces"},
     "backbones": {"backbones", "interfaces", "errors"},
-    "datasets": {"datasets", "durable", "interfaces", "errors"},
+    "datasets": {"datasets", "durable", "interfaces", "names", "paths", "errors"},
     "extractors": {"extractors", "durable", "errors"},
     "trackers": {"trackers", "interfaces", "errors"},
-    "engine": {"engine", "core", "datasets", "durable", "interfaces", "errors"},
-    "measure": {"measure", "engine", "core", "datasets", "durable", "interfaces", "errors"},
+    "engine": {"engine", "core", "datasets", "durable", "interfaces", "names", "paths", "errors"},
+    "measure": {"measure", "engine", "core", "datasets", "durable", "interfaces", "names", "paths", "errors"},
     "compose": {
         "compose",
         "engine",
@@ -31,12 +31,16 @@ ALLOWED = {
         "rundir",
         "durable",
         "interfaces",
+        "names",
+        "paths",
         "errors",
     },
     "registry.py": {"builtin", "hookspecs", "errors", "diffkit"},
     "config.py": {"errors"},
     "rundir.py": {"config", "durable", "errors"},
     "durable.py": {"errors"},
+    "names.py": set(),
+    "paths.py": {"errors"},
     "errors.py": set(),
 }
 NO_TORCH = ["registry.py", "config.py", "rundir.py", "hookspecs.py", "interfaces.py", "builtin.py", "durable.py", "cli"]

@@ -49,5 +49,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def nearest_sibling(path: Path) -> str:
     """`did_you_mean` for a path that does not exist, among what lies beside it."""
-    folder = path.parent
-    return did_you_mean(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else ""
+    try:
+        return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
+    except OSError:
+        return ""

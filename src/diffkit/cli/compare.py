@@ -157,14 +157,14 @@ def _save(chosen: Sequence[Candidate]) -> None:
     """Into each run's defaults.toml, beside whatever else it says."""
     import tomli_w
 
-    from diffkit import durable
+    from diffkit import durable, paths
     from diffkit.cli.console import plain, say
     from diffkit.compose import model_path
     from diffkit.config import PartChoice, read_toml
 
     for each in chosen:
         path = model_path(each.settings["run"]).parent / "defaults.toml"
-        tables = read_toml(path) if path.exists() else {}
+        tables = read_toml(path) if paths.exists(path) else {}
         settings = each.settings
         sample = {key: PartChoice.model_validate(settings[key]).table() for key in ("sampler", "scheduler")}
         sample |= {"steps": settings["steps"], "guidance": settings["guidance"]}

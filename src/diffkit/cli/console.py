@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from diffkit import durable
+from diffkit import durable, names
 from diffkit.errors import DiffkitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def say(text: str = "") -> None:
     err.print(text, highlight=False)
 
 
-def next_command(command: str) -> None:
-    """What to run next."""
-    say(f"Next: [bold]{plain(command)}[/]")
+def next_command(*words: str | Path) -> None:
+    """The diffkit command to run next, as it can be pasted."""
+    say(f"Next: [bold]{plain(names.command(*words))}[/]")
 
 
 def print_json(value: Any) -> None:

@@ -35,9 +35,9 @@ def demo(
     counts = write_demo_images(out / "images")
     say(f"{sum(counts.values()):,} real handwritten digits as PNG files in [bold]{plain(str(out / 'images'))}[/].\n")
     data, run, samples = out / "data", out / "run", out / "samples"
-    _run("prepare", str(out / "images"), "-o", str(data), "--size", "16", "--color", "gray", "--holdout", "20%")
-    _run("train", str(data), "-o", str(run), "--time", f"{seconds}s", "--no-flip", "--device", device)
-    _run("sample", str(run), "-o", str(samples), "-n", str(count), "--guidance", "1.5", "--device", device)
+    _run("prepare", out / "images", "-o", data, "--size", "16", "--color", "gray", "--holdout", "20%")
+    _run("train", data, "-o", run, "--time", f"{seconds}s", "--no-flip", "--device", device)
+    _run("sample", run, "-o", samples, "-n", str(count), "--guidance", "1.5", "--device", device)
     figures = recognise(data, samples, out / "nearest.png")
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     say("\nAn independent classifier, trained on the real training images only, recognises")
@@ -52,16 +52,16 @@ def demo(
     say(f"All of it took {clock(time.monotonic() - begun)}.")
 
 
-def _run(*arguments: str) -> None:
+def _run(*arguments: str | Path) -> None:
     """Print a command and run it in a process of its own; its failure is ours."""
-    import shlex
     import subprocess
     import sys
 
+    from diffkit import names
     from diffkit.cli.console import plain, say
 
-    say(f"[bold]$ diffkit {plain(shlex.join(arguments))}[/]")
-    process = subprocess.Popen([sys.executable, "-m", "diffkit", *arguments])
+    say(f"[bold]$ {plain(names.command(*arguments))}[/]")
+    process = subprocess.Popen([sys.executable, "-m", "diffkit", *map(names.argument, arguments)])
     while True:
         try:
             code = process.wait()

@@ -91,7 +91,7 @@ def invert(
     alike = f"PSNR {np.median(worth):.1f} dB" + (f", the worst {min(worth):.1f} dB" if count > 1 else "")
     say(f"[green]{count_text(count, 'image')}[/] inverted and made again: {alike}.")
     say(f"Written to [bold]{plain(str(out))}[/].")
-    next_command(f"diffkit sample {model} --noise {out / 'noise.npy'}")
+    next_command("sample", model, "--noise", out / "noise.npy")
 
 
 def interpolate(

@@ -40,6 +40,7 @@ def ema(
 
     The length is the deviation of the averaging window over the whole training (sigma_rel of Karras et al. 2024).
     """
+    from diffkit import paths
     from diffkit.cli.console import chosen_among
     from diffkit.compose.reference import AGAINST
     from diffkit.errors import DiffkitError, ExitCode
@@ -51,7 +52,7 @@ def ema(
     chosen_among("--against", against, AGAINST)
     chosen_among("--metric", metric, METRICS)
     place = RunDir(run)
-    if not place.exists:
+    if not paths.exists(place.config):
         raise DiffkitError(f"{run} is no run.", "Name the folder that diffkit train wrote.", code=ExitCode.MODEL)
     if length is not None:
         _write(place, length, out)
@@ -61,19 +62,20 @@ def ema(
 
 
 def _write(run: RunDir, length: float, out: Path | None) -> None:
+    from diffkit import paths
     from diffkit.cli.console import next_command, plain, say
     from diffkit.engine.modelfile import write_tensors
     from diffkit.engine.snapshots import averaged
     from diffkit.errors import DiffkitError
 
     target = out or run.path / f"ema-{length:g}.safetensors"
-    if out is not None and out.exists():
+    if out is not None and paths.exists(out):
         raise DiffkitError(f"{out} already exists.", "Nothing is overwritten; choose another place with -o.")
     (made,) = averaged(run.snapshots, [length])
     write_tensors(target, made.tensors, made.header)
     say(f"[bold]{plain(str(target))}[/]: length {length:g} at {made.header['images_seen']:,} images")
     say(f"The averaging window is met within {made.error:.2%}{_caution(made)}.")
-    next_command(f"diffkit sample {target}")
+    next_command("sample", target)
 
 
 def _sweep(
@@ -90,7 +92,7 @@ def _sweep(
 ) -> None:
     from rich.table import Table
 
-    from diffkit.cli.console import clock, drawn, figure, interval, next_command, plain
+    from diffkit.cli.console import clock, drawn, figure, interval, next_command
     from diffkit.cli.console import out as console
     from diffkit.compose import model_of
     from diffkit.compose.comparison import Way, compare
@@ -112,7 +114,7 @@ def _sweep(
         figures = [figure(each.metric.value), interval(each.metric), f"{average.error:.2%}", clock(each.seconds)]
         table.add_row(f"{average.length:.3f}", *figures, mark)
     console.print(table)
-    next_command(f"diffkit ema {plain(str(run.path))} --length {best.settings['length']:.3f}")
+    next_command("ema", run.path, "--length", f"{best.settings['length']:.3f}")
 
 
 def _caution(made: Averaged) -> str:

@@ -55,6 +55,7 @@ def evaluate(
     """
     from dataclasses import replace
 
+    from diffkit import paths
     from diffkit.cli.console import chosen_among, drawn, print_json, require_vacant
     from diffkit.cli.launch import launch, launched
     from diffkit.compose import load_model
@@ -87,7 +88,7 @@ def evaluate(
         return
     if downstream:
         result.downstream = drawn(use_as_data(reference, images))
-    run = RunDir(target) if target.is_dir() and RunDir(target).exists else None
+    run = RunDir(target) if paths.exists(RunDir(target).config) else None
     picture = _keep(result, how, run, out)
     if as_json:
         print_json({**how, **result.to_dict()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +32,10 @@ def make(
     from diffkit import durable
     from diffkit.cli.console import progress
     from diffkit.engine.pictures import grid, save_png
+    from diffkit.names import file_names
 
     own = indices[model.world.share(len(indices))]
-    folders = _folders(asked.classes)
+    folders = file_names([each for each in asked.classes if each is not None], taken=("samples.jsonl", "grid.png"))
     how = {**plan.names, "guidance": plan.guidance.scale, **how, "model": model.sha256}
     how |= {"strength": plan.strength} if asked.wishes.sources else {}
 
@@ -86,16 +86,3 @@ def make(
         shown = [np.asarray(Image.open(target / place(index))) for index in indices[:SHEET_IMAGES]]
         save_png(target / "grid.png", grid(np.stack(shown).reshape(len(shown), *shown[0].shape[:2], -1), columns))
     return calls
-
-
-def _folders(names: Sequence[str | None]) -> dict[str, str]:
-    """A folder name for each class: the class itself where it can be one."""
-    result: dict[str, str] = {}
-    for name in names:
-        if name is None:
-            continue
-        safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name).strip(". ") or "_"
-        while safe in result.values() and name not in result:
-            safe += "_"
-        result.setdefault(name, safe)
-    return result

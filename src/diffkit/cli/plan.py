@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,16 +62,16 @@ def plan(
         how = {name: getattr(train, name) for name in names} | {"device": str(training.device)}
         print_json({**asdict(planned), **how, **({"lr": planned.lr} if planned.lr else {})})
         return
-    words: dict[str, object] = {"--time": time, "--preset": preset, "--backbone": backbone, "--batch-size": batch}
-    words |= {"--precision": precision, "--config": config, "--device": None if device == "auto" else device}
-    words |= {"--lr": planned.lr}
-    options = [part for key, value in words.items() if value is not None for part in (key, str(value))]
+    words: dict[str, str | Path | None] = {"--time": time, "--preset": preset, "--backbone": backbone}
+    words |= {"--batch-size": str(batch) if batch else None, "--precision": precision, "--config": config}
+    words |= {"--device": None if device == "auto" else device, "--lr": str(planned.lr) if planned.lr else None}
+    options = [part for key, value in words.items() if value is not None for part in (key, value)]
     rest = [each for each in settings or [] if planned.lr is None or each.partition("=")[0].strip() != "train.lr"]
     options += [part for each in rest for part in ("--set", each)]
-    _show(training, planned, shlex.join(["diffkit", "train", str(data), *options]))
+    _show(training, planned, ["train", data, *options])
 
 
-def _show(training: Training, planned: Planned, command: str) -> None:
+def _show(training: Training, planned: Planned, command: Sequence[str | Path]) -> None:
     from diffkit.cli.console import bytes_text, clock, next_command, plain, say
     from diffkit.cli.start import say_model
     from diffkit.core.ema import WARM_UP
@@ -91,7 +91,7 @@ def _show(training: Training, planned: Planned, command: str) -> None:
     say(f"  time       {clock(planned.seconds)} = {planned.images:,} images = {planned.epochs:,.4g} epochs")
     for note in [*training.notes, *_advice(planned, bool(training.store.holdout_count))]:
         say(f"  [yellow]{plain(note)}[/]")
-    next_command(command)
+    next_command(*command)
 
 
 def _advice(planned: Planned, held_out: bool) -> list[str]:

@@ -96,7 +96,7 @@ def prepare(
         return
     _describe(finished)
     say(f"Written to [bold]{plain(str(target))}[/].")
-    next_command(f"diffkit train {target}")
+    next_command("train", target)
 
 
 def _summary(finished: Finished) -> dict[str, Any]:

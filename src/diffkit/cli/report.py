@@ -21,7 +21,7 @@ def report(
 
     It needs no network, and can be made again at any time, also while the run is being trained.
     """
-    from diffkit import durable
+    from diffkit import durable, paths
     from diffkit.cli.console import bytes_text, plain, say
     from diffkit.compose.report import mine
     from diffkit.compose.report import report as made
@@ -29,7 +29,7 @@ def report(
     from diffkit.rundir import RunDir
 
     target = out or run / "report.html"
-    if target.exists() and not (target.is_file() and mine(target)):
+    if paths.exists(target) and not (paths.is_file(target) and mine(target)):
         raise DiffkitError(f"{target} already exists and is no report.", "Choose another place with -o.")
     text = made(RunDir(run), trajectory=trajectory)
     durable.write_text(target, text)

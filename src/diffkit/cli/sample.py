@@ -120,6 +120,7 @@ def sample(
     import time
     from dataclasses import replace
 
+    from diffkit import paths
     from diffkit.cli.asked import Asked, pair_of_numbers
     from diffkit.cli.console import clock, count_text, plain, print_json, require_vacant, say
     from diffkit.cli.folder import make
@@ -164,7 +165,7 @@ def sample(
         seed=seed,
     )
     indices = sorted(set(only)) if only else list(range(count or asked.count))
-    name = model.resolve().parent.name if model.is_file() else model.resolve().name
+    name = model.resolve().parent.name if paths.is_file(model) else model.resolve().name
     how = {"raw": raw, **({"guide": str(guide)} if guide else {})}
     with joined(device) as world:
         target = out or unused(Path("samples") / name)

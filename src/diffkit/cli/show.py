@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit import paths
 from diffkit.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show what a data set holds, or what a model is made of."""
-    if (path / "dataset.json").exists():
+    if paths.exists(path / "dataset.json"):
         _show_data(path, verify, as_json)
     else:
         _show_model(path, verify, as_json)

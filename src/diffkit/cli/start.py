@@ -84,7 +84,7 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
             training.complete()
             say(f"It has already seen {seen:,} images ({seen // batch:,} steps), and {until:,} were asked for.")
             say("Ask for more with --steps, --epochs or --time.")
-            next_command(f"diffkit sample {run.path}")
+            next_command("sample", run.path)
             return
         if cadence.stop_when and training.over(cadence.stop_when, training.history()):
             training.complete()
@@ -103,7 +103,7 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
         _say_why(ended.reason, training)
         return
     say(f"[green]Done[/] after {ended.images_seen:,} images. Model: [bold]{plain(str(run.model))}[/].")
-    next_command(f"diffkit sample {run.path}")
+    next_command("sample", run.path)
 
 
 def _say_off(training: Training, images: int, seconds: float) -> None:
@@ -163,7 +163,7 @@ def _say_why(rule: str, training: Training) -> None:
         say("the model begins to learn its images by heart.")
     else:
         say(f"{seen} no longer falls; it was lowest at {turn.images_seen:,}. Leave --stop-when out to go on.")
-    next_command(f"diffkit sample {training.run.best}")
+    next_command("sample", training.run.best)
 
 
 def _reference(start: Start, training: Training) -> Reference | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit import paths
 from diffkit.cli.options import MACHINE, PART, BatchSize, Device, Gpus
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _run_dir(out: Path | None, data: Path, given: dict[str, Any], store: Store) 
     if out is not None:
         return RunDir(out)
     runs = map(RunDir, numbered(Path("runs") / (data.resolve().name or "run")))
-    return next(run for run in runs if not run.path.exists() or (run.exists and compatible(given, store, run)))
+    return next(run for run in runs if not paths.exists(run.path) or (run.exists and compatible(given, store, run)))
 
 
 def _size(text: str | None) -> list[int] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from diffkit import paths
 from diffkit.compose.reference import Reference, Working, told
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.rundir import RunDir
@@ -60,7 +61,7 @@ class Evaluation:
 
 def is_model(path: Path) -> bool:
     """Whether this is a run or a model, not a folder of images."""
-    return path.is_file() or RunDir(path).exists or RunDir(path).model.exists()
+    return paths.is_file(path) or paths.exists(RunDir(path).config) or paths.exists(RunDir(path).model)
 
 
 def evaluate(

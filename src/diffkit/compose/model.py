@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffkit import paths
 from diffkit.compose.machine import for_sampling
 from diffkit.compose.parts import bound, completed, denoiser_of, levels, task_of
 from diffkit.config import PartChoice, Settings, to_tables, validated
 from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 from diffkit.interfaces import ImageSpec
+from diffkit.names import command
 from diffkit.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -201,9 +203,9 @@ def model_path(path: str | Path) -> Path:
     """The model file of a run directory or a checkpoint's, or the file itself. Raises DiffkitError if there is none."""
     path = Path(path)
     for name in ("model.safetensors", CHECKPOINT):
-        if path.is_dir() and (path / name).exists():
+        if paths.is_folder(path) and paths.exists(path / name):
             return path / name
-    if path.is_file():
+    if paths.is_file(path):
         return path
     if RunDir(path).exists:
         raise DiffkitError(
@@ -211,10 +213,10 @@ def model_path(path: str | Path) -> Path:
             "Let it train until its first checkpoint.",
             code=ExitCode.MODEL,
         )
-    if path.exists():
+    if paths.exists(path):
         hint = "A run has a model.safetensors inside it."
-        if (path / "dataset.json").exists():
-            hint = f"It is a prepared data set: train on it with: diffkit train {path}."
+        if paths.exists(path / "dataset.json"):
+            hint = f"It is a prepared data set: train on it with: {command('train', path)}"
         raise DiffkitError(f"{path} is neither a run nor a model.", hint, code=ExitCode.MODEL)
     raise DiffkitError(f"There is no {path}.", nearest_sibling(path).strip(), code=ExitCode.MODEL)
 
@@ -272,7 +274,7 @@ def _of_checkpoint(file: Path, *, device: str, precision: str, raw: bool) -> Mod
 
     tensors, header = read_tensors(file)
     run = file.parents[2]
-    if not (run / "model.safetensors").exists():
+    if not paths.exists(run / "model.safetensors"):
         raise DiffkitError(
             f"{file.parent} is a checkpoint without its run.", "Leave it inside its run.", code=ExitCode.MODEL
         )
@@ -285,7 +287,7 @@ def _of_checkpoint(file: Path, *, device: str, precision: str, raw: bool) -> Mod
 def _with_defaults(settings: Settings, file: Path) -> Settings:
     """Sampling defaults that were chosen after training, from the run's `defaults.toml`."""
     path = file.parent / "defaults.toml"
-    if not path.exists():
+    if not paths.exists(path):
         return settings
     from diffkit.config import read_toml
 

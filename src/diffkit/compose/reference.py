@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from diffkit import paths
 from diffkit.compose.model import Model
 from diffkit.compose.parts import completed
 from diffkit.config import PartChoice
@@ -183,7 +184,7 @@ class Reference:
 def own_data(model: Model, path: Path) -> Path:
     """Where the data lie that the model was trained on. Raises DiffkitError if they are gone."""
     data = Path(model.settings.data.path)
-    if not (data / "dataset.json").exists():
+    if not paths.exists(data / "dataset.json"):
         raise DiffkitError(
             f"The data that {path} was trained on are no longer at {data}.",
             "Name them: --data DATA.",

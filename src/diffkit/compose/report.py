@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffkit import paths
 from diffkit.compose.model import Model, load_model
 from diffkit.compose.sampled import own_inputs
 from diffkit.compose.wishes import Wishes, class_labels
@@ -25,10 +26,10 @@ def report(run: RunDir, *, trajectory: bool = True) -> str:
     """The page, from whatever the run has so far. Raises DiffkitError if this is no run."""
     from diffkit.measure.report import Facts, page, read_records
 
-    if not run.exists:
+    if not paths.exists(run.config):
         raise DiffkitError(f"{run.path} is no run.", "Name the folder that diffkit train wrote.", code=ExitCode.MODEL)
     settings, records = run.settings(), read_records(run.path)
-    model = load_model(run.path, device="cpu") if run.model.exists() else None
+    model = load_model(run.path, device="cpu") if paths.exists(run.model) else None
     strip, levels = _trajectory(model) if trajectory and model else (None, [])
     facts = Facts(
         name=run.path.resolve().name,

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffkit import paths
 from diffkit.datasets.archive import Entry, Found, is_hidden, members
 from diffkit.datasets.imagefile import EXTENSIONS, Refused, is_image_name, printable
 from diffkit.errors import DiffkitError, ExitCode, did_you_mean, nearest_sibling
@@ -45,11 +46,11 @@ def folder(path: str, *, labels: str = "folders", follow_links: bool = False) ->
 
 def _look(root: Path, follow_links: bool) -> Found:
     """Everything in the folder or archive; nothing is opened yet."""
-    if root.is_dir():
+    if paths.is_folder(root):
         return _Walk(root, follow_links).run()
-    if root.is_file() and (root.suffix.lower() == ".zip" or zipfile.is_zipfile(root)):
+    if paths.is_file(root) and (root.suffix.lower() == ".zip" or zipfile.is_zipfile(root)):
         return members(root)
-    if root.exists():
+    if paths.exists(root):
         raise DiffkitError(
             f"{root} is neither a folder nor a zip archive.",
             "Give the folder that holds the images.",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffkit import paths
 from diffkit.datasets.imagefile import WHITE, RejectedImage, is_image_name, open_image, rejecting, to_rgb_or_gray
 from diffkit.engine.fitting import fit
 from diffkit.engine.store import Pixels, Store
@@ -92,9 +93,9 @@ def open_masks(path: Path, sources: Path, size: tuple[int, int], crop: str | Non
 
 
 def _image_files(path: Path) -> list[Path]:
-    if path.is_file():
+    if paths.is_file(path):
         return [path]
-    if not path.is_dir():
+    if not paths.is_folder(path):
         raise DiffkitError(f"There is no {path}.", f"{nearest_sibling(path)}Give an image or a folder of images.")
     files = sorted(file for file in path.rglob("*") if is_image_name(file.name) and not file.name.startswith("."))
     files = [file for file in files if file.name != "grid.png" or not (file.parent / "samples.jsonl").exists()]

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffkit import durable
+from diffkit import durable, paths
 from diffkit.errors import DiffkitError, ExitCode
 
 KEY = "diffkit"
@@ -128,7 +128,7 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Tensor], dict[st
 
 
 def _unusable(path: Path, reason: str) -> DiffkitError:
-    if not path.exists():
+    if not paths.exists(path):
         return DiffkitError(f"There is no file {path}.", code=ExitCode.MODEL)
     return DiffkitError(
         f"{path} cannot be used: {reason}.",

@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from diffkit import paths
 from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 from diffkit.interfaces import ImageSpec
+from diffkit.names import command
 
 FORMAT = "diffkit-dataset"
 VERSION = 1
@@ -221,8 +223,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _not_prepared(folder: Path) -> DiffkitError:
     """Missing, or something else than a prepared data set."""
-    if folder.exists():
-        hint = f"Run: diffkit prepare {folder}"
+    if paths.exists(folder):
+        hint = f"Run: {command('prepare', folder)}"
         return DiffkitError(f"{folder} is not a prepared data set.", hint, code=ExitCode.DATA)
     near = nearest_sibling(folder)
     return DiffkitError(f"There is no {folder}.", f"{near}Prepare one with: diffkit prepare IMAGES", code=ExitCode.DATA)

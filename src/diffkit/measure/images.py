@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from diffkit import paths
 from diffkit.core.random import permutation
 from diffkit.datasets.folder import folder
 from diffkit.datasets.imagefile import RejectedImage, is_gray, open_image, to_rgb_or_gray
@@ -21,6 +22,7 @@ from diffkit.durable import read_lines
 from diffkit.engine.store import INDEX_FILE, Store
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import Example
+from diffkit.names import command
 
 Pixels = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -66,7 +68,7 @@ def open_images(path: Path, crop: tuple[int, int] | None = None) -> tuple[ImageS
     `crop`: height and width of the centre to be taken from larger prepared images, as training takes crops of them.
     Raises DiffkitError where there is nothing to read, or where sizes differ.
     """
-    if (path / INDEX_FILE).exists():
+    if paths.exists(path / INDEX_FILE):
         store = Store.open(path)
         size = (store.spec.height, store.spec.width) if crop is None else crop
         return _prepared(store, "train", size), _prepared(store, "holdout", size) if store.holdout_count else None
@@ -187,7 +189,7 @@ def _pixels(example: Example, size: tuple[int, int], channels: int, folder: Path
         height, width = found.shape[:2]
         raise DiffkitError(
             f"{folder} holds images of different sizes: {example.id} is {height}x{width}, not {size[0]}x{size[1]}.",
-            f"Bring them to one size: diffkit prepare {folder} --size {size[0]}x{size[1]}.",
+            f"Bring them to one size: {command('prepare', folder, '--size', f'{size[0]}x{size[1]}')}",
             code=ExitCode.DATA,
         )
     return found.reshape(*size, channels)

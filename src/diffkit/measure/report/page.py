@@ -16,6 +16,7 @@ from PIL import Image
 
 from diffkit.measure.report.charts import charts
 from diffkit.measure.report.records import Records
+from diffkit.names import command
 
 FRAMES = 40
 QUALITY = 88
@@ -104,8 +105,7 @@ def _commands(run: Path, records: Records) -> list[tuple[str, str]]:
         for number, each in enumerate(records.sessions)
         if each.get("command")
     ]
-    name = shlex.quote(str(run))
-    return [*made, ("make images", f"diffkit sample {name}"), ("measure them", f"diffkit evaluate {name}")]
+    return [*made, ("make images", command("sample", run)), ("measure them", command("evaluate", run))]
 
 
 def _file_uri(path: Path) -> str:
