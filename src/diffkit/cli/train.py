@@ -173,13 +173,24 @@ def given_settings(
 
 def _run_dir(out: Path | None, data: Path, given: dict[str, Any], store: Store) -> RunDir:
     """The folder named, or the first runs/DATA, runs/DATA-2, ... that is free or that this command would resume."""
-    from diffkit.compose import compatible
+    from diffkit.cli.console import plain, say
+    from diffkit.compose import contradiction
     from diffkit.rundir import RunDir, numbered
 
     if out is not None:
         return RunDir(out)
-    runs = map(RunDir, numbered(Path("runs") / (data.resolve().name or "run")))
-    return next(run for run in runs if not paths.exists(run.path) or (run.exists and compatible(given, store, run)))
+    reason = ""
+    for path in numbered(Path("runs") / (data.resolve().name or "run")):
+        run = RunDir(path)
+        if not paths.exists(path):
+            break
+        other = contradiction(given, store, run) if run.exists else None
+        if other is None and run.exists:
+            return run
+        reason = other.message if other else f"{path} holds something that is not a run."
+    if reason:
+        say(f"[yellow]A new run, {plain(str(path))}:[/] {plain(reason)}")
+    return run
 
 
 def _size(text: str | None) -> list[int] | None:

@@ -1,7 +1,7 @@
 """Settings -> live objects: the only place that turns names into things."""
 
 from diffkit.compose.model import Model, load_model, model_of, model_path
-from diffkit.compose.settings import compatible, training_spec
+from diffkit.compose.settings import contradiction, training_spec
 from diffkit.compose.start import prepare_training
 from diffkit.compose.tracking import Dropped, Trackers
 from diffkit.compose.training import Training
@@ -11,7 +11,7 @@ __all__ = [
     "Model",
     "Trackers",
     "Training",
-    "compatible",
+    "contradiction",
     "load_model",
     "model_of",
     "model_path",

@@ -96,13 +96,13 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
     return stored.model_copy(update={"train": stored.train.model_copy(update=changed)})
 
 
-def compatible(given: Mapping[str, Any], store: Store, run: RunDir) -> bool:
-    """Whether the same command would resume this run. A damaged run raises its own error."""
+def contradiction(given: Mapping[str, Any], store: Store, run: RunDir) -> OtherSettings | None:
+    """Why the same command would not resume this run, if it would not. A damaged run raises its own error."""
     try:
         resumed_settings(given, store, run)
-    except OtherSettings:
-        return False
-    return True
+    except OtherSettings as error:
+        return error
+    return None
 
 
 def training_spec(settings: Settings, stored: ImageSpec) -> ImageSpec:
