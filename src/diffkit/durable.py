@@ -5,11 +5,14 @@ One door, so that faults can be injected here: tests replace the primitives `wri
 
 from __future__ import annotations
 
+import atexit
 import errno
+import functools
 import glob
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,9 +132,24 @@ def sweep(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what can be made or fetched again is kept between commands: ~/.cache/diffkit, or as XDG_CACHE_HOME says."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "diffkit"
+    """Where what can be made or fetched again is kept between commands: ~/.cache/diffkit, or as XDG_CACHE_HOME says.
+
+    Where that cannot be written, or the user has no home, a folder that goes with the process.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffkit"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return process_folder()
+    return folder if os.access(folder, os.W_OK | os.X_OK) else process_folder()
+
+
+@functools.cache
+def process_folder() -> Path:
+    """A temporary folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="diffkit-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def vacant(path: Path) -> bool:

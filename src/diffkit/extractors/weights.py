@@ -71,7 +71,11 @@ def _cached(url: str, extractor: str) -> Path:
                 f"Put {name} into {folder}, or give {extractor}:weights=FILE; lite0 needs no download.",
                 code=ExitCode.MODEL,
             ) from error
-        durable.write_bytes(path, data)
+        try:
+            durable.write_bytes(path, data)
+        except DiffkitError:  # the cache is full
+            path = durable.process_folder() / name
+            durable.write_bytes(path, data)
     return path
 
 
