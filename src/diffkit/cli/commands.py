@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -9,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffkit import __version__
+from diffkit import __version__, durable
 from diffkit.cli.compare import compare
+from diffkit.cli.console import say
 from diffkit.cli.demo import demo
 from diffkit.cli.edit import interpolate, invert, trajectory
 from diffkit.cli.ema import ema
@@ -80,11 +82,18 @@ def options(
 def run(arguments: Sequence[str]) -> None:
     """Run the command of these arguments. Raises what it raises; SystemExit for its exit code and wrong usage."""
     _check(arguments)
+    # That it has no cache is nothing that a user of diffkit could mend.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         app(arguments)
     except Failed as error:
         assert error.__cause__ is not None
         raise error.__cause__ from None
+    finally:
+        if durable.process_folder.cache_info().currsize:
+            say(
+                "[yellow]The cache, ~/.cache/diffkit, cannot be written: what it would keep is made again each time.[/]"
+            )
 
 
 def _check(arguments: Sequence[str]) -> None:

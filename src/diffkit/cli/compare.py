@@ -96,22 +96,21 @@ def _report(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the table or the JSON; write both and the plot where a folder is given."""
+    """Print the table or the JSON; then write the JSON and the plot where a folder is given."""
     from diffkit import durable
     from diffkit.cli.console import plain, print_json, say
     from diffkit.measure.tradeoff import plot
 
     record["floor"] = None if floor is None else floor.to_dict()
+    if as_json:
+        print_json(record)
+    else:
+        _table(found, chosen, floor)
     if out is not None:
         with durable.explained(out):
             out.mkdir(parents=True, exist_ok=True)
         durable.write_json(out / "compare.json", record)
         durable.write_bytes(out / "compare.png", plot(found, _labels(found), chosen, floor))
-    if as_json:
-        print_json(record)
-        return
-    _table(found, chosen, floor)
-    if out is not None:
         say(f"Written to [bold]{plain(str(out))}[/].")
 
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from diffkit import durable, names
-from diffkit.errors import DiffkitError, did_you_mean
+from diffkit import durable, names, paths
+from diffkit.errors import DiffkitError, ExitCode, did_you_mean
 
 if TYPE_CHECKING:
     from diffkit.compose.reference import Working
@@ -60,9 +60,19 @@ def print_json(value: Any) -> None:
 
 
 def require_vacant(path: Path) -> None:
-    """Raises DiffkitError if something is there already."""
+    """Raises DiffkitError if something is there already, or if nothing can be put there: before the work, not after."""
     if not durable.vacant(path):
         raise DiffkitError(f"{path} already holds something.", "Nothing is overwritten; choose another place with -o.")
+    above = next(each for each in (path.absolute(), *path.absolute().parents) if paths.exists(each))
+    if not (paths.is_folder(above) and os.access(above, os.W_OK | os.X_OK)):
+        reason = "No permission to write in" if paths.is_folder(above) else "There can be no folder in the file"
+        raise DiffkitError(f"{reason} {above}.", "Choose another place with -o.", code=ExitCode.MACHINE)
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder that a new file goes into."""
+    with durable.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def chosen_among(option: str, value: str, known: Sequence[str]) -> None:

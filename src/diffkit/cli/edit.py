@@ -117,7 +117,7 @@ def interpolate(
 ) -> None:
     """A film from image to image: between seeds, between your own images, and between classes given in turn."""
     from diffkit.cli.asked import Asked, whole_numbers
-    from diffkit.cli.console import count_text, plain, progress, require_vacant, say
+    from diffkit.cli.console import count_text, make_parent, plain, progress, require_vacant, say
     from diffkit.compose import load_model
     from diffkit.compose.editing import interpolated, start_noise
     from diffkit.engine.film import check_film, save_film
@@ -146,6 +146,7 @@ def interpolate(
         for batch in interpolated(loaded, plan, noises, labels, frames, loop=loop):
             made += list(batch.pixels)
             bar.update(task, completed=len(made))
+    make_parent(out)
     save_film(out, made, per_second=fps)
     say(f"[green]{count_text(len(made), 'frame')}[/]: [bold]{plain(str(out))}[/]")
 
@@ -170,7 +171,7 @@ def trajectory(
     import numpy as np
 
     from diffkit.cli.asked import Asked
-    from diffkit.cli.console import plain, progress, require_vacant, say
+    from diffkit.cli.console import make_parent, plain, progress, require_vacant, say
     from diffkit.compose import load_model
     from diffkit.engine.film import check_film, save_film
     from diffkit.engine.pictures import grid, save_png
@@ -187,6 +188,7 @@ def trajectory(
         for _, pixels in loaded.trajectory(plan, count, asked.wishes):
             states.append(pixels)
             bar.advance(task)
+    make_parent(out)
     if out.suffix == ".png":
         chosen = sorted({round(i * (len(states) - 1) / 11) for i in range(12)})
         rows = np.stack([states[number] for number in chosen], 1)

@@ -63,7 +63,7 @@ def ema(
 
 def _write(run: RunDir, length: float, out: Path | None) -> None:
     from diffkit import paths
-    from diffkit.cli.console import next_command, plain, say
+    from diffkit.cli.console import make_parent, next_command, plain, say
     from diffkit.engine.modelfile import write_tensors
     from diffkit.engine.snapshots import averaged
     from diffkit.errors import DiffkitError
@@ -72,6 +72,7 @@ def _write(run: RunDir, length: float, out: Path | None) -> None:
     if out is not None and paths.exists(out):
         raise DiffkitError(f"{out} already exists.", "Nothing is overwritten; choose another place with -o.")
     (made,) = averaged(run.snapshots, [length])
+    make_parent(target)
     write_tensors(target, made.tensors, made.header)
     say(f"[bold]{plain(str(target))}[/]: length {length:g} at {made.header['images_seen']:,} images")
     say(f"The averaging window is met within {made.error:.2%}{_caution(made)}.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffkit import durable
 from diffkit.cli.options import MEASURE, PART, Against, AsJson, Data, Device, Extractor, Gpus, Precision, Seed
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def evaluate(
     from dataclasses import replace
 
     from diffkit import paths
-    from diffkit.cli.console import chosen_among, drawn, print_json, require_vacant
+    from diffkit.cli.console import chosen_among, drawn, plain, print_json, require_vacant, say
     from diffkit.cli.launch import launch, launched
     from diffkit.compose import load_model
     from diffkit.compose.evaluation import evaluate as measured
@@ -89,11 +90,12 @@ def evaluate(
     if downstream:
         result.downstream = drawn(use_as_data(reference, images))
     run = RunDir(target) if paths.exists(RunDir(target).config) else None
-    picture = _keep(result, how, run, out)
     if as_json:
         print_json({**how, **result.to_dict()})
     else:
-        _show(result, picture)
+        _show(result)
+    if picture := _keep(result, how, run, out):
+        say(f"Nearest training images: [bold]{plain(str(picture))}[/]")
 
 
 def _of_model(
@@ -131,32 +133,44 @@ def _named(data: Path | None) -> Path:
 
 
 def _keep(result: Evaluation, how: dict[str, Any], run: Any, out: Path | None) -> Path | None:
-    """Write the figures and the picture: into the folder asked for, and beside the run that they are about."""
+    """Write the figures and the picture: into the folder asked for, and beside the run that they are about.
+
+    A run that may only be read is left as it is. Returns where the picture is, if it was written.
+    """
     import time
 
-    from diffkit import durable
-    from diffkit.engine.pictures import save_png
+    from diffkit.cli.console import plain, say
+    from diffkit.errors import DiffkitError
     from diffkit.rundir import unused
 
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **how, **result.to_dict()}
-    if out is None and run is not None:
-        out = unused(run.path / "evaluations" / f"images-{how['images_seen']:012d}")
-    if out is None:
-        return None
-    with durable.explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-    picture = out / "nearest.png"
-    assert result.picture is not None
-    save_png(picture, result.picture)
-    durable.write_json(out / "evaluation.json", record)
-    if run is not None:
+    picture = None if out is None else _written(out, record, result)
+    if run is None:
+        return picture
+    try:
+        if picture is None:
+            picture = _written(unused(run.path / "evaluations" / f"images-{how['images_seen']:012d}"), record, result)
         inside = picture.is_relative_to(run.path)
         shown = picture.relative_to(run.path).as_posix() if inside else str(picture.resolve())
         durable.append_line(run.evaluations, {**record, "nearest": shown})
+    except DiffkitError as error:
+        say(f"[yellow]Not kept in {plain(str(run.path))}:[/] {plain(error.message)}")
     return picture
 
 
-def _show(result: Evaluation, picture: Path | None) -> None:
+def _written(folder: Path, record: dict[str, Any], result: Evaluation) -> Path:
+    """A folder with the figures and the picture; returns the picture's path."""
+    from diffkit.engine.pictures import save_png
+
+    assert result.picture is not None
+    with durable.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    save_png(folder / "nearest.png", result.picture)
+    durable.write_json(folder / "evaluation.json", record)
+    return folder / "nearest.png"
+
+
+def _show(result: Evaluation) -> None:
     from rich.table import Table
 
     from diffkit.cli.console import figure, interval, out, plain, say
@@ -185,8 +199,6 @@ def _show(result: Evaluation, picture: Path | None) -> None:
         say(f"[yellow]{plain(note)}[/]")
     _show_copying(result)
     _show_downstream(result)
-    if picture is not None:
-        say(f"Nearest training images: [bold]{plain(str(picture))}[/]")
 
 
 def _show_copying(result: Evaluation) -> None:

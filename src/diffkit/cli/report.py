@@ -22,7 +22,7 @@ def report(
     It needs no network, and can be made again at any time, also while the run is being trained.
     """
     from diffkit import durable, paths
-    from diffkit.cli.console import bytes_text, plain, say
+    from diffkit.cli.console import bytes_text, make_parent, plain, say
     from diffkit.compose.report import mine
     from diffkit.compose.report import report as made
     from diffkit.errors import DiffkitError
@@ -32,5 +32,6 @@ def report(
     if paths.exists(target) and not (paths.is_file(target) and mine(target)):
         raise DiffkitError(f"{target} already exists and is no report.", "Choose another place with -o.")
     text = made(RunDir(run), trajectory=trajectory)
+    make_parent(target)
     durable.write_text(target, text)
     say(f"[bold]{plain(str(target))}[/] ({bytes_text(len(text))}): open it in a browser.")

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,8 @@ def plan(
         epochs=round(total / store.count, 2),
         lr=None if untrained is None else _learning_rate(training, untrained),
     )
-    durable.write_json(_place(training.settings, str(training.device)), asdict(planned))
+    with suppress(DiffkitError):  # without it the training cannot say how far the plan was off
+        durable.write_json(_place(training.settings, str(training.device)), asdict(planned))
     return training, planned
 
 

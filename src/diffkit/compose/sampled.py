@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 import time
 from collections.abc import Generator, Sequence
@@ -14,6 +16,9 @@ from diffkit.compose.reference import Working, own_data
 from diffkit.compose.wishes import Wishes, class_labels
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from diffkit.engine.inputs import Pictures
     from diffkit.engine.sample import Plan
     from diffkit.measure.images import ImageSet
@@ -38,7 +43,6 @@ def sampled(
 
     `labels`: the classes of real images, in whose proportions the samples' classes are taken.
     """
-    import numpy as np
     import torch
 
     from diffkit.measure.images import made
@@ -46,8 +50,7 @@ def sampled(
     spec = model.spec
     classes = _proportional(labels, count) if spec.classes and labels else None
     wishes = Wishes(class_labels(spec, classes), inputs=own_inputs(model) if spec.image_channels else None)
-    with tempfile.TemporaryFile() as file:
-        pixels = np.memmap(file, np.uint8, "w+", shape=(count, spec.height, spec.width, spec.channels))
+    pixels = _storage((count, spec.height, spec.width, spec.channels))
     calls, begun = 0, time.perf_counter()
     own = range(count)[model.world.share(count)]
     for batch in model.generate(plan, own, wishes):
@@ -57,6 +60,19 @@ def sampled(
     if model.world.size > 1:
         model.world.add([torch.from_numpy(pixels[start : start + ADDED]) for start in range(0, count, ADDED)])
     return Sampled(made(pixels, classes, "the samples"), calls, time.perf_counter() - begun)
+
+
+def _storage(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Room for images: in a temporary file that has its space already, or in memory where there is none on the disk."""
+    import numpy as np
+
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError:
+        return np.zeros(shape, np.uint8)
 
 
 def own_inputs(model: Model) -> Pictures:
