@@ -142,6 +142,8 @@ class Store:
             size = path.stat().st_size
         except FileNotFoundError as error:
             raise _damaged(self.path, f"{shard.file} is missing") from error
+        except PermissionError as error:
+            raise paths.unreadable(path, error) from error
         except (OSError, ValueError) as error:
             raise _damaged(self.path, f"{shard.file} cannot be read ({error})") from error
         if (shape, dtype) != wanted:
@@ -207,6 +209,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _not_prepared(folder) from error
+    except PermissionError as error:
+        raise paths.unreadable(folder / INDEX_FILE, error) from error
     except (OSError, ValueError) as error:
         raise _damaged(folder, f"{INDEX_FILE} cannot be read ({error})") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
