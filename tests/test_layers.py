@@ -36,7 +36,7 @@ ALLOWED = {
         "errors",
     },
     "registry.py": {"builtin", "hookspecs", "errors", "diffkit"},
-    "config.py": {"errors"},
+    "config.py": {"names", "paths", "errors"},
     "rundir.py": {"config", "durable", "errors"},
     "durable.py": {"errors"},
     "names.py": set(),

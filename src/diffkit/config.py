@@ -13,13 +13,18 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from diffkit import paths
 from diffkit.errors import DiffkitError, did_you_mean
+from diffkit.names import shown
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+LARGEST_FILE = 2**20  # bytes
+MANY = 10**12
+"""More of anything that is counted than there is."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 EmaLength = Annotated[float, Field(gt=0, le=0.288)]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -71,7 +76,7 @@ def _named(values: Any, section: type[BaseModel]) -> Any:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -92,18 +97,18 @@ class DataSettings(_Section):
 class NoiseSettings(_Section):
     """The model's own range of noise levels, and the schedule's shift."""
 
-    s_min: float = Field(0.002, gt=0, allow_inf_nan=False)
-    s_max: float | None = Field(None, gt=0, allow_inf_nan=False, description="default: 80 * sqrt(height * width) / 32")
-    shift: float = Field(1.0, gt=0, allow_inf_nan=False, description="multiplies s; above 1 = more noise")
+    s_min: float = Field(0.002, gt=0)
+    s_max: float | None = Field(None, gt=0, description="default: 80 * sqrt(height * width) / 32")
+    shift: float = Field(1.0, gt=0, description="multiplies s; above 1 = more noise")
 
 
 class TrainSettings(_Section):
     """The training itself; the clock is images seen."""
 
-    batch_size: int | None = Field(None, ge=1)
-    micro_batch: int | None = Field(None, ge=1, description="images per pass; default: the whole batch")
-    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
-    warmup_images: int = Field(10_000, ge=0)
+    batch_size: int | None = Field(None, ge=1, le=MANY)
+    micro_batch: int | None = Field(None, ge=1, le=MANY, description="images per pass; default: the whole batch")
+    lr: float | None = Field(None, gt=0)
+    warmup_images: int = Field(10_000, ge=0, le=MANY)
     betas: list[Share] = Field([0.9, 0.99], min_length=2, max_length=2)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
@@ -125,7 +130,7 @@ class SampleSettings(_Section):
     sampler: PartChoice = PartChoice(name="deis")
     scheduler: PartChoice = PartChoice(name="karras")
     steps: int = Field(15, ge=1, le=100_000)
-    guidance: float = Field(1.0, allow_inf_nan=False)
+    guidance: float = Field(1.0)
 
 
 class Settings(_Section):
@@ -155,7 +160,7 @@ def parse_part(text: str) -> dict[str, Any]:
     for item in re.split(r",(?![^\[]*\])", rest) if rest else []:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            raise DiffkitError(f"'{item}' in '{text}' is no option.", "Write name:key=value,key=value.")
+            raise DiffkitError(f"{shown(item)} in {shown(text)} is no option.", "Write name:key=value,key=value.")
         options[key.strip()] = parse_value(value)
     if not name:
         raise DiffkitError(f"'{text}' names no part.", "Write name or name:key=value,key=value.")
@@ -163,11 +168,13 @@ def parse_part(text: str) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value; anything that is none is a plain string."""
+    """A TOML value; anything that is none is a plain string. Raises DiffkitError for what no setting can hold."""
     try:
         return tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         return text.strip()
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, a thousand brackets
+        raise DiffkitError(f"The value {shown(text)} is too large.") from error
 
 
 def _written(value: Any) -> str:
@@ -221,11 +228,11 @@ def resolve_options(
 
 def _converted(label: str, annotation: Any, value: Any) -> Any:
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         wanted = getattr(annotation, "__name__", str(annotation))
         reason = error.errors()[0]["msg"].lower()
-        raise DiffkitError(f"{label} = {value!r} does not fit: {reason}.", f"It takes {wanted}.") from error
+        raise DiffkitError(f"{label} = {shown(value)} does not fit: {reason}.", f"It takes {wanted}.") from error
 
 
 def validated(values: Mapping[str, Any], source: str = "") -> Settings:
@@ -244,7 +251,7 @@ def validated(values: Mapping[str, Any], source: str = "") -> Settings:
                 f"{did_you_mean(name, known)}Known there: {', '.join(known)}.",
             ) from error
         message = problem["msg"].replace("Input should", "should").replace("Value error, ", "")
-        raise DiffkitError(f"{key} = {problem['input']!r}{where}: {message}.") from error
+        raise DiffkitError(f"{key} = {shown(problem['input'])}{where}: {message}.") from error
 
 
 def _section(location: tuple[int | str, ...]) -> tuple[type[BaseModel], str]:
@@ -258,13 +265,21 @@ def _section(location: tuple[int | str, ...]) -> tuple[type[BaseModel], str]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises DiffkitError if it is missing, unreadable or no TOML."""
+    """The tables of a TOML file. Raises DiffkitError if it is missing, unreadable, too large or no TOML."""
     try:
         with path.open("rb") as file:
-            return tomllib.load(file)
+            content = file.read(LARGEST_FILE + 1)
+    except PermissionError as error:
+        raise paths.unreadable(path, error) from error
     except OSError as error:
         raise DiffkitError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    if len(content) > LARGEST_FILE:
+        raise DiffkitError(f"{path} is larger than {LARGEST_FILE // 2**20} MiB: too large for settings.")
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except RecursionError as error:
+        raise DiffkitError(f"{path} is nested too deeply for settings.") from error
+    except ValueError as error:  # no TOML, no UTF-8, or an integer of thousands of digits
         raise DiffkitError(f"{path} is not valid TOML: {error}.") from error
 
 

@@ -1,4 +1,4 @@
-"""Names on their way elsewhere: a label to a file name, a path to a shell."""
+"""Names and values on their way elsewhere: a label to a file name, a path to a shell, a value to a message."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 LONGEST = 200
 """Bytes of a file name that is made of a label: most file systems take 255, those that encrypt names fewer."""
@@ -25,6 +26,15 @@ def argument(word: str | Path) -> str:
     """A word of a command; a path that begins with a dash as ./-name."""
     text = str(word)
     return f"./{text}" if isinstance(word, Path) and text.startswith("-") else text
+
+
+def shown(value: Any) -> str:
+    """A value in a message: not longer than a line."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:60]} ... ({len(text):,} characters)"
 
 
 def file_names(labels: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:

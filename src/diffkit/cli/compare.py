@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffkit.cli.options import PART, Against, AsJson, Count, Data, Device, Extractor, Metric, Precision, Seed
+from diffkit.cli.options import (
+    MOST_STEPS,
+    PART,
+    Against,
+    AsJson,
+    Count,
+    Data,
+    Device,
+    Extractor,
+    Metric,
+    Precision,
+    Seed,
+)
 
 if TYPE_CHECKING:
     from diffkit.measure.estimate import Estimate
@@ -27,7 +39,7 @@ def compare(
         typer.Option(metavar=PART, help="By default euler, heun, dpmpp-2m, deis.", rich_help_panel=WAYS),
     ] = None,
     steps: Annotated[
-        list[int] | None, typer.Option(min=1, help="By default 5, 10, 20, 40.", rich_help_panel=WAYS)
+        list[int] | None, typer.Option(min=1, max=MOST_STEPS, help="By default 5, 10, 20, 40.", rich_help_panel=WAYS)
     ] = None,
     guidance: Annotated[
         list[float] | None, typer.Option(help="By default the model's own.", rich_help_panel=WAYS)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from diffkit import durable, names, paths
 from diffkit.errors import DiffkitError, ExitCode, did_you_mean
+from diffkit.names import shown
 
 if TYPE_CHECKING:
     from diffkit.compose.reference import Working
@@ -29,6 +30,8 @@ _silent = os.environ.get("RANK", "0") != "0"
 err = Console(stderr=True, soft_wrap=True, emoji=False, quiet=_silent)
 out = Console(soft_wrap=True, emoji=False, quiet=_silent)
 
+LARGEST = 10**6  # pixels a side
+LONGEST = 10_000 * 86_400  # seconds
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -130,18 +133,21 @@ def count_text(count: int, noun: str) -> str:
 
 def duration(text: str) -> float:
     """ "30m", "1.5h", "90s" or "1h30m" -> seconds. Raises DiffkitError if it is no duration."""
-    pieces = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
+    pieces = re.findall(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text.strip().lower())
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in pieces)
     if not pieces or "".join(number + unit for number, unit in pieces) != text.strip().lower():
-        raise DiffkitError(f"'{text}' is no duration.", "Write 90s, 30m, 2h or 1h30m.")
-    return sum(float(number) * _UNITS[unit] for number, unit in pieces)
+        raise DiffkitError(f"{shown(text)} is no duration.", "Write 90s, 30m, 2h or 1h30m.")
+    if seconds > LONGEST:
+        raise DiffkitError(f"{shown(text)} is too long.", f"At most {LONGEST // _UNITS['d']:,}d can be timed.")
+    return seconds
 
 
 def count_or_auto(option: str, text: str) -> int | None:
     """ "64" -> 64, "auto" -> None. Raises DiffkitError for anything else."""
     if text.strip().lower() == "auto":
         return None
-    if not text.strip().isdigit() or not int(text):
-        raise DiffkitError(f"{option} cannot be '{text}'.", "Give a number, at least 1, or auto.")
+    if not re.fullmatch(r"0*[1-9][0-9]{0,14}", text.strip()):
+        raise DiffkitError(f"{option} cannot be {shown(text)}.", "Give a number, at least 1, or auto.")
     return int(text)
 
 
@@ -155,10 +161,13 @@ def clock(seconds: float) -> str:
 
 def image_size(text: str) -> tuple[int, int]:
     """ "128" or "96x128" (height x width) -> (height, width). Raises DiffkitError otherwise."""
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
-    if not match or not int(match[1]) or not int(match[2] or match[1]):
-        raise DiffkitError(f"'{text}' is no image size.", "Write --size 128, or height x width: --size 96x128.")
-    return int(match[1]), int(match[2] or match[1])
+    match = re.fullmatch(r"([0-9]{1,20})(?:x([0-9]{1,20}))?", text.strip().lower())
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not height or not width:
+        raise DiffkitError(f"{shown(text)} is no image size.", "Write --size 128, or height x width: --size 96x128.")
+    if max(height, width) > LARGEST:
+        raise DiffkitError(f"--size {text} is too large.", f"The most is {LARGEST}x{LARGEST}.")
+    return height, width
 
 
 def bytes_text(count: float) -> str:

@@ -14,9 +14,9 @@ def demo(
         Path | None, typer.Option("-o", "--out", help="New folder for everything it makes; by default demo.")
     ] = None,
     seconds: Annotated[
-        int | None, typer.Option("--seconds", min=1, help="How long to train; by default 150, on a GPU 40.")
+        int | None, typer.Option("--seconds", min=1, max=10**6, help="How long to train; by default 150, on a GPU 40.")
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=10, help="Samples to judge.")] = 1000,
+    count: Annotated[int, typer.Option("-n", "--count", min=10, max=10**6, help="Samples to judge.")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Prepare, train and sample on real handwritten digits, then judge the result. Five minutes on two cores."""

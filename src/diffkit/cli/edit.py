@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffkit.cli.options import PART, Device, Precision
+from diffkit.cli.options import MOST_SEED, MOST_STEPS, PART, Device, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,9 @@ Sampler = Annotated[str | None, typer.Option(metavar=PART, help="One that adds n
 Scheduler = Annotated[
     str | None, typer.Option(metavar=PART, help="The shape of the sampling grid.", rich_help_panel=SAMPLER)
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="More steps: better and slower.", rich_help_panel=SAMPLER)]
+Steps = Annotated[
+    int | None, typer.Option(min=1, max=MOST_STEPS, help="More steps: better and slower.", rich_help_panel=SAMPLER)
+]
 Crop = Annotated[str | None, typer.Option(help="For images of another shape: center or pad.")]
 Film = Annotated[Path, typer.Option("-o", "--out", help="New film, .gif or .mp4, or a folder for its frames.")]
 FramesPerSecond = Annotated[float, typer.Option(min=1, max=60, help="Frames a second.")]
@@ -105,7 +107,7 @@ def interpolate(
     ] = None,
     classes: Classes = None,
     set_label: SetLabel = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames from one image to the next.")] = 24,
+    frames: Annotated[int, typer.Option(min=1, max=MOST_STEPS, help="Frames from one image to the next.")] = 24,
     fps: FramesPerSecond = 12,
     loop: Annotated[bool, typer.Option("--loop", help="And back to the first.")] = False,
     sampler: Sampler = None,
@@ -159,7 +161,7 @@ def trajectory(
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=64, help="How many images.")] = 8,
     classes: Classes = None,
     set_label: SetLabel = None,
-    seed: Annotated[int, typer.Option(min=0, help="Image i depends on the seed and on i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Image i depends on the seed and on i.")] = 0,
     fps: FramesPerSecond = 8,
     sampler: Annotated[str | None, typer.Option(metavar=PART, help="Any.", rich_help_panel=SAMPLER)] = None,
     scheduler: Scheduler = None,

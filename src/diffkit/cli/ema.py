@@ -26,7 +26,7 @@ def ema(
     sweep: Annotated[
         str | None, typer.Option(metavar="A..B", help="Measure lengths from A to B, such as 0.02..0.25.")
     ] = None,
-    points: Annotated[int, typer.Option(min=2, help="How many lengths a sweep has.")] = 6,
+    points: Annotated[int, typer.Option(min=2, max=1000, help="How many lengths a sweep has.")] = 6,
     metric: Metric = "kid",
     data: Data = None,
     against: Against = "all",

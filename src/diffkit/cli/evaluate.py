@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffkit import durable
-from diffkit.cli.options import MEASURE, PART, Against, AsJson, Data, Device, Extractor, Gpus, Precision, Seed
+from diffkit.cli.options import (
+    MEASURE,
+    MOST_IMAGES,
+    MOST_STEPS,
+    PART,
+    Against,
+    AsJson,
+    Data,
+    Device,
+    Extractor,
+    Gpus,
+    Precision,
+    Seed,
+)
 
 if TYPE_CHECKING:
     from diffkit.compose.evaluation import Evaluation
@@ -36,10 +49,10 @@ def evaluate(
         typer.Option("-o", "--out", help="New folder for evaluation.json and nearest.png.", rich_help_panel=MEASURE),
     ] = None,
     count: Annotated[
-        int | None, typer.Option("-n", "--count", min=1, help="Samples to make.", rich_help_panel=HOW)
+        int | None, typer.Option("-n", "--count", min=1, max=MOST_IMAGES, help="Samples to make.", rich_help_panel=HOW)
     ] = None,
     sampler: Annotated[str | None, typer.Option(metavar=PART, rich_help_panel=HOW)] = None,
-    steps: Annotated[int | None, typer.Option(min=1, rich_help_panel=HOW)] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=MOST_STEPS, rich_help_panel=HOW)] = None,
     scheduler: Annotated[str | None, typer.Option(metavar=PART, rich_help_panel=HOW)] = None,
     guidance: Annotated[float | None, typer.Option(rich_help_panel=HOW)] = None,
     seed: Seed = 0,

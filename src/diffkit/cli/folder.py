@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ WRITERS = 4
 def make(
     model: Model,
     plan: Plan,
-    indices: list[int],
+    indices: Sequence[int],
     asked: Asked,
     target: Path,
     batch_size: int | None,
@@ -66,8 +67,9 @@ def make(
         writing.clear()
 
     with durable.explained(target):
-        for folder in {(target / place(index)).parent for index in own} | {target}:
-            folder.mkdir(parents=True, exist_ok=True)
+        used = {asked.classes[index % len(asked.classes)] for index in own}
+        for folder in ["", *(folders[label] for label in used if label is not None)]:
+            (target / folder).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(WRITERS) as writers, progress() as bar:
         task = bar.add_task("Sampling", total=len(own))
         for batch in model.generate(plan, own, asked.wishes, batch_size=batch_size, size=asked.size):

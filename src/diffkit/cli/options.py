@@ -9,6 +9,7 @@ import typer
 
 PART = "NAME[:KEY=VALUE,...]"
 MEASURE, MACHINE = "How it is measured", "Machine"
+MOST_IMAGES, MOST_STEPS, MOST_SEED = 10_000_000, 100_000, 2**63 - 1
 
 Data = Annotated[
     Path | None,
@@ -19,8 +20,12 @@ Extractor = Annotated[
     str, typer.Option(metavar=PART, help="Features: lite0, inception, dinov2.", rich_help_panel=MEASURE)
 ]
 Metric = Annotated[str, typer.Option(help="kid or frechet.", rich_help_panel=MEASURE)]
-Count = Annotated[int, typer.Option("-n", "--count", min=20, help="Samples for each.", rich_help_panel=MEASURE)]
-Seed = Annotated[int, typer.Option(min=0, help="Image i depends on the seed and on i.", rich_help_panel=MEASURE)]
+Count = Annotated[
+    int, typer.Option("-n", "--count", min=20, max=MOST_IMAGES, help="Samples for each.", rich_help_panel=MEASURE)
+]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="Image i depends on the seed and on i.", rich_help_panel=MEASURE)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)]
 BatchSize = Annotated[

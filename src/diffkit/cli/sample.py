@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diffkit.cli.options import PART, AsJson, Device, Gpus, Precision
+from diffkit.cli.options import MOST_IMAGES, MOST_SEED, MOST_STEPS, PART, AsJson, Device, Gpus, Precision
 
 LABELS, SOURCE, GUIDANCE, SAMPLER = "What the images show", "From images", "Guidance", "Sampler"
 
@@ -18,7 +19,8 @@ def sample(
         Path | None, typer.Option("-o", "--out", help="New folder for the images; by default samples/MODEL.")
     ] = None,
     count: Annotated[
-        int | None, typer.Option("-n", "--count", min=1, help="How many images: 64, or one for each image given.")
+        int | None,
+        typer.Option("-n", "--count", min=1, max=MOST_IMAGES, help="How many images: 64, or one for each image given."),
     ] = None,
     classes: Annotated[
         list[str] | None,
@@ -95,16 +97,17 @@ def sample(
         str | None, typer.Option(metavar=PART, help="See: diffkit plugins list samplers.", rich_help_panel=SAMPLER)
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="More steps: better and slower.", rich_help_panel=SAMPLER)
+        int | None, typer.Option(min=1, max=MOST_STEPS, help="More steps: better and slower.", rich_help_panel=SAMPLER)
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(metavar=PART, help="The shape of the sampling grid.", rich_help_panel=SAMPLER)
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Image i depends on the seed and on i.", rich_help_panel=SAMPLER)
+        int, typer.Option(min=0, max=MOST_SEED, help="Image i depends on the seed and on i.", rich_help_panel=SAMPLER)
     ] = 0,
     only: Annotated[
-        list[int] | None, typer.Option(metavar="INDEX", min=0, help="Image INDEX, instead of -n images; repeatable.")
+        list[int] | None,
+        typer.Option(metavar="INDEX", min=0, max=MOST_IMAGES, help="Image INDEX, instead of -n images; repeatable."),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Weights as last trained, without averaging.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once; changes nothing else.")] = None,
@@ -164,7 +167,7 @@ def sample(
         resample=resample,
         seed=seed,
     )
-    indices = sorted(set(only)) if only else list(range(count or asked.count))
+    indices: Sequence[int] = sorted(set(only)) if only else range(count or asked.count)
     name = model.resolve().parent.name if paths.is_file(model) else model.resolve().name
     how = {"raw": raw, **({"guide": str(guide)} if guide else {})}
     with joined(device) as world:

@@ -22,7 +22,9 @@ def train(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The run's folder; by default runs/DATA.", rich_help_panel=LENGTH)
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.", rich_help_panel=LENGTH)] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=10**12, help="Optimiser steps in all.", rich_help_panel=LENGTH)
+    ] = None,
     epochs: Annotated[
         float | None, typer.Option(min=0, help="Passes over the data in all.", rich_help_panel=LENGTH)
     ] = None,
@@ -31,12 +33,18 @@ def train(
     ] = None,
     preview_every: Annotated[
         int | None,
-        typer.Option(min=0, metavar="IMAGES", help="Images between sample grids; 0 = none.", rich_help_panel=LENGTH),
+        typer.Option(
+            min=0, max=10**15, metavar="IMAGES", help="Images between sample grids; 0 = none.", rich_help_panel=LENGTH
+        ),
     ] = None,
     validate_every: Annotated[
         int,
         typer.Option(
-            min=0, metavar="IMAGES", help="Images between looks at held-out ones; 0 = none.", rich_help_panel=LENGTH
+            min=0,
+            max=10**15,
+            metavar="IMAGES",
+            help="Images between looks at held-out ones; 0 = none.",
+            rich_help_panel=LENGTH,
         ),
     ] = 5_000,
     stop_when: Annotated[
@@ -116,7 +124,7 @@ def train(
         launch(gpus, device)
     if steps is not None and epochs is not None:
         raise DiffkitError("--steps and --epochs both say how long to train.", "Give one of them.")
-    if epochs is not None and not 0 < epochs < float("inf"):
+    if epochs is not None and not 0 < epochs < 1e9:
         raise DiffkitError(f"--epochs {epochs} is no length.", "Give a number above 0.")
     flags = {
         "preset": preset,
@@ -155,9 +163,10 @@ def given_settings(
     data: Path, config: Path | None, parts: dict[str, str | None], flags: dict[str, Any], assignments: list[str]
 ) -> dict[str, Any]:
     """Nested tables of what was asked for: a recipe, over it the parts and flags that are not None, then --set."""
-    from diffkit.config import Settings, put, put_part, read_toml, set_from_text
+    from diffkit.config import Settings, put, put_part, read_toml, set_from_text, validated
 
     given: dict[str, Any] = read_toml(config) if config else {}
+    validated(given, str(config))
     for key, text in parts.items():
         if text is not None:
             default = Settings.model_fields[key].default
@@ -168,6 +177,7 @@ def given_settings(
     for assignment in assignments:
         set_from_text(given, assignment)
     put(given, "data.path", str(data))
+    validated(given)
     return given
 
 

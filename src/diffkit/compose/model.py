@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffkit import paths
 from diffkit.compose.machine import for_sampling
-from diffkit.compose.parts import bound, completed, denoiser_of, levels, task_of
+from diffkit.compose.parts import completed, denoiser_of, levels, network_of, task_of
+from diffkit.compose.trial import check_sampler
 from diffkit.config import PartChoice, Settings, to_tables, validated
 from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
@@ -122,9 +123,11 @@ class Model:
             raise DiffkitError(f"A strength of {strength} is none.", "0.3 changes little, 0.8 a lot, 1 everything.")
         if resample < 1:
             raise DiffkitError(f"{resample} passes make no image.", "--resample is 1 or more; 5 is plenty.")
+        sigmas = sampling_grid(levels(grid, shape, self.settings), steps, top=strength)
+        check_sampler(chosen, function, sigmas)
         return Plan(
             sampler=function,
-            sigmas=sampling_grid(levels(shape, self.settings), steps, top=strength),
+            sigmas=sigmas,
             mean=self.mean,
             guidance=guidance_of(
                 self,
@@ -249,12 +252,12 @@ def model_of(
         half = target.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if half else "float32"
     check_precision(precision, target)
-    network = bound("backbone", settings)(spec)
+    network = network_of(settings, spec)
     load_exactly(network, tensors)
     # On a CPU, with the channels last: up to a fifth faster at 128 pixels, about the same at 16.
     last = target.type == "cpu" or bool(settings.train.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
-    network.to(target, memory_format=layout).eval().requires_grad_(False)
+    network.to(target).to(memory_format=layout).eval().requires_grad_(False)
     network = for_sampling(network, spec, target, precision)
     return Model(
         settings=settings,

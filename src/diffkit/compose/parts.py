@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from diffkit.compose.trial import check_levels, check_prediction, first_use
 from diffkit.config import PartChoice, Settings, resolve_options
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import ImageSpec
@@ -78,15 +79,24 @@ def trait(function: Callable[..., Any], name: str) -> bool:
     return bool(getattr(function.func if isinstance(function, partial) else function, name, False))
 
 
-def levels(schedule: Callable[..., Any], settings: Settings, shift: float = 1.0) -> Callable[[Tensor], Tensor]:
+def levels(
+    choice: PartChoice, schedule: Callable[..., Any], settings: Settings, shift: float = 1.0
+) -> Callable[[Tensor], Tensor]:
     """A schedule carried onto the model's own range of noise levels. Raises DiffkitError if it lies outside it."""
     from diffkit.core.schedules import over_range
 
     assert settings.noise.s_max is not None
-    try:
-        return over_range(schedule, settings.noise.s_min, settings.noise.s_max, shift)
-    except ValueError as error:
-        raise DiffkitError(f"This schedule does not fit the model: {error}.", "Choose other options for it.") from error
+    with first_use("schedules", choice):
+        ranged = over_range(schedule, settings.noise.s_min, settings.noise.s_max, shift)
+    check_levels(choice, ranged)
+    return ranged
+
+
+def network_of(settings: Settings, spec: ImageSpec) -> nn.Module:
+    """The backbone's network for these images. Raises DiffkitError if its options make none."""
+    with first_use("backbones", settings.backbone):
+        network: nn.Module = bound("backbone", settings)(spec)
+    return network
 
 
 def denoiser_of(network: nn.Module, settings: Settings, device: torch.device, precision: str) -> Denoiser:
@@ -94,7 +104,9 @@ def denoiser_of(network: nn.Module, settings: Settings, device: torch.device, pr
     from diffkit.core.denoiser import Denoiser
     from diffkit.engine.devices import autocast
 
-    return Denoiser(network, bound("prediction", settings), autocast(device, precision), bool(settings.near))
+    prediction = bound("prediction", settings)
+    check_prediction(settings.prediction, prediction)
+    return Denoiser(network, prediction, autocast(device, precision), bool(settings.near))
 
 
 def trial_network(
@@ -106,18 +118,15 @@ def trial_network(
     """
     import torch
 
-    backbone = bound("backbone", settings)
     try:
         with torch.device("meta"):
-            network = backbone(spec)
+            network = network_of(settings, spec)
         inputs, condition = dummy_inputs(spec, 1, torch.device("meta"))
         if run:
             network(*inputs, **condition)
-    except DiffkitError:
-        raise
     except Exception:
         # A backbone that needs real numbers while it is built or run.
-        network = backbone(spec)
+        network = network_of(settings, spec)
         inputs, condition = dummy_inputs(spec, 1, torch.device("cpu"))
     return network, inputs, condition
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.machine import with_precision, with_way
 from diffkit.compose.model import model_path
-from diffkit.compose.parts import bound, denoiser_of
+from diffkit.compose.parts import denoiser_of, network_of
 from diffkit.compose.settings import new_settings, resumed_settings, training_spec
 from diffkit.compose.training import Training
 from diffkit.config import Settings
@@ -51,7 +51,7 @@ def prepare_training(
             set_aside(damaged)
             run.tidy()
     torch.manual_seed(settings.train.seed)
-    network = bound("backbone", settings)(spec)
+    network = network_of(settings, spec)
     _check_parameters(network)
     if settings.train.init and checkpoint is None:
         notes += _initialise(network, Path(settings.train.init))

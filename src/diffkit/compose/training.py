@@ -13,6 +13,7 @@ from diffkit.compose.model import Model
 from diffkit.compose.parts import bound, levels, task_of
 from diffkit.compose.preview import preview
 from diffkit.compose.reference import run_through
+from diffkit.compose.trial import check_weighting, first_use
 from diffkit.config import Settings, to_tables
 from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError
@@ -201,8 +202,9 @@ class Training:
         return measure
 
     def check(self) -> None:
-        """Raises DiffkitError now for a schedule or a preview that would fail later."""
+        """Raises DiffkitError now for a schedule, a weighting or a preview that would fail later."""
         self.levels()
+        self.weigh()
         self.model().plan()
 
     def create(self) -> None:
@@ -295,7 +297,8 @@ class Training:
         )
 
     def levels(self) -> Callable[[Tensor], Tensor]:
-        return levels(bound("scheduler", self.settings), self.settings, self.settings.noise.shift)
+        settings = self.settings
+        return levels(settings.scheduler, bound("scheduler", settings), settings, settings.noise.shift)
 
     @cached_property
     def resident(self) -> dict[str, Tensor]:
@@ -314,13 +317,18 @@ class Training:
         return Batches(self.store, self.spec, self.recipe.seed, *rest)
 
     def weigh(self) -> Weigh | None:
+        import torch
+
         from diffkit.core.schedules import density
         from diffkit.core.weighing import by_weighting
 
         if self.settings.weighting is None:
             return None
-        levels = self.levels()
-        return by_weighting(bound("weighting", self.settings), density(levels), self.denoiser.prediction, levels)
+        levels, weighting = self.levels(), bound("weighting", self.settings)
+        with first_use("weightings", self.settings.weighting):
+            s = levels(torch.linspace(0, 1, 65, dtype=torch.float64))
+            check_weighting(self.settings.weighting, weighting(s, density(levels)(s)))
+        return by_weighting(weighting, density(levels), self.denoiser.prediction, levels)
 
 
 def _record(event: Event, run: RunDir) -> dict[str, Any] | None:
