@@ -60,7 +60,10 @@ class Signals:
     def again(self) -> None:
         """Let the first one come once more, from another thread: where it came before, it was lost."""
         self._since = None
-        _thread.interrupt_main()
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        else:
+            _thread.interrupt_main()
 
 
 def interrupting() -> Signals:
