@@ -136,10 +136,11 @@ def pair_of_numbers(option: str, text: str | None) -> tuple[float, float] | None
 def whole_numbers(option: str, text: str) -> list[int]:
     """`0,1,2`. Raises DiffkitError for anything else."""
     from diffkit.errors import DiffkitError
+    from diffkit.names import shown
 
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise DiffkitError(f"{option} {text} is no list of numbers.", f"Write {option} 0,1,2.")
+    if not all(part.isdecimal() and len(part) < 19 for part in parts):
+        raise DiffkitError(f"{option} {shown(text)} is no list of numbers below 10^18.", f"Write {option} 0,1,2.")
     return [int(part) for part in parts]
 
 

@@ -282,6 +282,7 @@ def _with_batch(settings: Settings, spec: ImageSpec, store: Store, device: torch
     parameters = sum(p.numel() for p in trial_network(settings, spec, run=False)[0].parameters())
     pixels = spec.height * spec.width
     train, memory = settings.train, memory_bytes(device)
+    _check_network(parameters, memory or machine_memory())
     if train.batch_size is not None:
         batch = train.batch_size
         _check_batch(batch, store)
@@ -298,6 +299,18 @@ def _with_batch(settings: Settings, spec: ImageSpec, store: Store, device: torch
     lr = train.lr or float(f"{min(2e-3, max(1e-4, 2e-3 * math.sqrt(3e6 / parameters))):.1e}")
     update = {"batch_size": batch, "micro_batch": micro, "lr": lr}
     return settings.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def _check_network(parameters: int, memory: int | None) -> None:
+    """Raises DiffkitError for more parameters than fit: each with its average, its gradient and two moments."""
+    needed = 5 * 4 * parameters
+    if memory is not None and needed > memory:
+        raise DiffkitError(
+            f"A network of {parameters:,} parameters takes {needed / 2**30:,.0f} GiB of memory to train, "
+            f"and {memory / 2**30:,.0f} GiB are there.",
+            "Choose a smaller one: --preset, or the backbone's options.",
+            code=ExitCode.MACHINE,
+        )
 
 
 def _check_batch(batch: int, store: Store) -> None:
