@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,29 +22,35 @@ from diffkit.compose import sampled
 from diffkit.config import parse_value, read_toml
 from diffkit.errors import DiffkitError, ExitCode
 
+CAPABILITIES = (0x20080522, 0)  # the version of the kernel's interface, this process
+OVERRIDE = 0b110  # of permissions, to write and to read
+
 
 @pytest.fixture
-def stranger() -> Iterator[Path]:
-    """A folder that everybody may enter, while this process is not root (to whom nothing is forbidden)."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
+def forbidden(tmp_path: Path) -> Iterator[None]:
+    """Permissions hold for this process too, even if it is root's. `tmp_path / "locked"` is opened in the end."""
+    libc, who, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(*CAPABILITIES), (ctypes.c_uint32 * 6)()
     if root := os.geteuid() == 0:
-        os.setresuid(65534, 65534, 0)
-    yield folder
+        if not hasattr(libc, "capset") or libc.capget(who, held):
+            pytest.skip("root may do everything here")
+        before = held[0]
+        held[0] &= ~OVERRIDE
+        libc.capset(who, held)
+    yield
     if root:
-        os.setresuid(0, 0, 0)
-    (folder / "locked").chmod(0o755)
-    shutil.rmtree(folder)
+        held[0] = before
+        libc.capset(who, held)
+    (tmp_path / "locked").chmod(0o755)
 
 
-def test_what_may_not_be_read_is_said_to_be_so(stranger: Path) -> None:
-    (stranger / "locked" / "run").mkdir(parents=True)
-    (stranger / "locked").chmod(0)
+def test_what_may_not_be_read_is_said_to_be_so(tmp_path: Path, forbidden: None) -> None:
+    (tmp_path / "locked" / "run").mkdir(parents=True)
+    (tmp_path / "locked").chmod(0)
     for check in (paths.exists, paths.is_file, paths.is_folder):
         with pytest.raises(DiffkitError, match=r"No permission to read .*locked") as caught:
-            check(stranger / "locked" / "run")
+            check(tmp_path / "locked" / "run")
         assert caught.value.code == ExitCode.MACHINE
-        assert not check(stranger / "nothing") and not check(stranger / "a" / ("x" * 300))
+        assert not check(tmp_path / "nothing") and not check(tmp_path / "a" / ("x" * 300))
     for words in (
         ("show", "locked/run"),
         ("sample", "locked/run", "-o", "s"),
@@ -55,7 +61,7 @@ def test_what_may_not_be_read_is_said_to_be_so(stranger: Path) -> None:
         ("plan", "locked/run"),
         ("ema", "locked/run", "--length", "0.1"),
     ):
-        done = call_diffkit(*words, cwd=stranger)
+        done = call_diffkit(*words, cwd=tmp_path)
         assert (done.returncode, "o permission to read" in done.stderr) == (4, True), (words, done.stderr)
 
 
@@ -149,16 +155,16 @@ def test_figures_of_a_run_that_may_only_be_read_are_shown(
     assert {path.name for path in (tmp_path / "there").iterdir()} == {"evaluation.json", "nearest.png"}
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(stranger: Path) -> None:
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, forbidden: None) -> None:
     from diffkit.cli.console import require_vacant
 
-    (stranger / "locked").mkdir(mode=0o555)
+    (tmp_path / "locked").mkdir(mode=0o555)
     with pytest.raises(DiffkitError, match=r"No permission to write in .*locked"):
-        require_vacant(stranger / "locked" / "new" / "samples")
-    (stranger / "file").write_text("")
+        require_vacant(tmp_path / "locked" / "new" / "samples")
+    (tmp_path / "file").write_text("")
     with pytest.raises(DiffkitError, match="no folder in the file"):
-        require_vacant(stranger / "file" / "samples")
-    require_vacant(stranger / "new" / "samples")
+        require_vacant(tmp_path / "file" / "samples")
+    require_vacant(tmp_path / "new" / "samples")
 
 
 def test_films_sheets_reports_and_models_may_go_into_new_folders(run: Path, tmp_path: Path) -> None:

@@ -141,7 +141,12 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return process_folder()
-    return folder if os.access(folder, os.W_OK | os.X_OK) else process_folder()
+    return folder if writable(folder) else process_folder()
+
+
+def writable(folder: Path) -> bool:
+    """Whether this process may make files in a folder."""
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 @functools.cache

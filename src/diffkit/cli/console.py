@@ -67,7 +67,7 @@ def require_vacant(path: Path) -> None:
     if not durable.vacant(path):
         raise DiffkitError(f"{path} already holds something.", "Nothing is overwritten; choose another place with -o.")
     above = next(each for each in (path.absolute(), *path.absolute().parents) if paths.exists(each))
-    if not (paths.is_folder(above) and os.access(above, os.W_OK | os.X_OK)):
+    if not (paths.is_folder(above) and durable.writable(above)):
         reason = "No permission to write in" if paths.is_folder(above) else "There can be no folder in the file"
         raise DiffkitError(f"{reason} {above}.", "Choose another place with -o.", code=ExitCode.MACHINE)
 
