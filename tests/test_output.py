@@ -109,7 +109,6 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     "command",
     [
         "$DK plugins list --json | true",
-        "$DK plugins list --json >/dev/full",
         "$DK plugins list <&- >&- 2>&-",
     ],
 )
@@ -117,6 +116,13 @@ def test_without_a_reader_a_listing_ends_well(command: str) -> None:
     done = shell(command)
     assert done.stdout.splitlines()[-1].split()[0] == "0"
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+def test_data_that_a_full_disk_does_not_take_are_said_to_be_lost() -> None:
+    done = shell("$DK plugins list --json >/dev/full")
+    assert done.stdout.split() == ["0"]
+    assert done.stderr == "Standard output is incomplete: no space left on the disk.\n"
 
 
 def test_usage_errors_keep_their_code_without_a_reader() -> None:
@@ -197,3 +203,9 @@ def test_a_signal_while_a_command_is_starting_is_no_traceback(run: Path, tmp_pat
     assert said == "Interrupted.\n"
     assert time.monotonic() - begun < 20
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "\u00b2"])
+def test_tables_lose_nothing_however_narrow_the_terminal(run: Path, columns: str) -> None:
+    wide = run_diffkit("show", run, COLUMNS="200").stdout.split()
+    assert run_diffkit("show", run, COLUMNS=columns, LINES="x", TERMINAL_WIDTH="y").stdout.split() == wide

@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line; errors become a few lines on standard error and an exit code."""
-    from diffkit.cli.output import protect
+    from diffkit.cli.output import finish, protect
     from diffkit.cli.signals import interrupting
 
     protect()
@@ -19,6 +19,7 @@ def main() -> None:
         run(sys.argv[1:])
         code = 0
     except BaseException as error:
+        signals.finish(130)
         from diffkit.cli.failure import explained
 
         code = explained(error, interrupted=signals.came)
@@ -27,4 +28,5 @@ def main() -> None:
         from diffkit.cli.launch import report_exit
 
         report_exit(code)
+    finish()
     sys.exit(code)

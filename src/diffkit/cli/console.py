@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -25,10 +25,27 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+NARROWEST = 20  # columns of a bar
+TABLE = 80  # columns
+
+
+class _Data(Console):
+    """Tables keep their width, and go on in the next line of a narrower terminal, rather than lose their content."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        found = super().size
+        return ConsoleDimensions(max(found.width, TABLE), found.height)
+
+    @size.setter
+    def size(self, new: tuple[int, int]) -> None:
+        self._width, self._height = new
+
+
 # Of several processes that work as one, only the first speaks.
 _silent = os.environ.get("RANK", "0") != "0"
 err = Console(stderr=True, soft_wrap=True, emoji=False, quiet=_silent)
-out = Console(soft_wrap=True, emoji=False, quiet=_silent)
+out = _Data(soft_wrap=True, emoji=False, quiet=_silent)
 
 LARGEST = 10**6  # pixels a side
 LONGEST = 10_000 * 86_400  # seconds
@@ -42,7 +59,7 @@ def plain(text: str) -> str:
 
 def is_live() -> bool:
     """Whether messages go to a terminal that can draw: FORCE_COLOR and the like make colours of a file, not bars."""
-    return err.is_interactive and err.file.isatty()
+    return err.is_interactive and err.file.isatty() and err.width >= NARROWEST
 
 
 def say(text: str = "") -> None:

@@ -6,8 +6,10 @@ the text, not the work. Everything printed goes through here, by whatever librar
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import re
 import select
 import sys
 from contextlib import suppress
@@ -21,6 +23,9 @@ PATIENCE = 1.0
 PIECE = getattr(select, "PIPE_BUF", 512)
 """Bytes that a pipe which is ready takes at once."""
 
+SIZES = ("COLUMNS", "LINES", "TERMINAL_WIDTH")
+"""Sizes of a terminal that Rich and Typer take from the environment, and fail on if they are no numbers."""
+
 
 class Stream(io.RawIOBase):
     """An open descriptor, whose failing writes are dropped.
@@ -32,6 +37,8 @@ class Stream(io.RawIOBase):
         self._file = io.FileIO(_opened_anew(descriptor), "w", closefd=False)
         self._patience = patience
         self._stuck = False
+        self.full = False
+        """Whether something was dropped because the disk is full."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         return self.offer(data, self._patience)
@@ -40,9 +47,11 @@ class Stream(io.RawIOBase):
         """Write what can be written; returns the length of all."""
         view = memoryview(data).cast("B")
         done = 0
-        with suppress(OSError):
+        try:
             while done < len(view) and self._ready(patience):
                 done += self._file.write(view[done : done + PIECE]) or 0
+        except OSError as error:
+            self.full |= error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
         return len(view)
 
     def _ready(self, patience: float | None) -> bool:
@@ -67,7 +76,10 @@ class Stream(io.RawIOBase):
 
 def protect() -> None:
     """Make the standard streams of this process ones that never fail."""
-    global _messages
+    global _data, _messages
+    for name in SIZES:
+        if not re.fullmatch("[1-9][0-9]{0,4}", os.environ.get(name, "1")):
+            del os.environ[name]
     _occupy()
     if os.name == "nt":
         for stream in (sys.stdout, sys.stderr):
@@ -76,10 +88,18 @@ def protect() -> None:
         return
     # Streams that somebody has put in place of the interpreter's own are theirs to look after.
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _text(Stream(1, None), sys.stdout)
+        _data = Stream(1, None)
+        sys.stdout = _text(_data, sys.stdout)
     if sys.stderr is sys.__stderr__:
         _messages = Stream(2, PATIENCE)
         sys.stderr = _text(_messages, sys.stderr, line_buffering=True)
+
+
+def finish() -> None:
+    """Write what is still to be written. Data that a full disk has not taken are said to be lost."""
+    sys.stdout.flush()
+    if _data is not None and _data.full:
+        print("Standard output is incomplete: no space left on the disk.", file=sys.stderr)
 
 
 def notify(text: str) -> None:
@@ -88,6 +108,7 @@ def notify(text: str) -> None:
         _messages.offer(text.encode("ascii", "backslashreplace"), 0)
 
 
+_data: Stream | None = None
 _messages: Stream | None = None
 
 

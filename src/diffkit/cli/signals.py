@@ -28,6 +28,7 @@ class Signals:
     def __init__(self, first: Callable[[], object]) -> None:
         self._first = first
         self._since: float | None = None
+        self._code = int(ExitCode.INTERRUPTED)
         self._before: dict[int, Any] = {}
 
     @property
@@ -47,15 +48,15 @@ class Signals:
             signal.signal(number, handler)
 
     def finish(self, code: int) -> None:
-        """The work is done: a signal from here on ends the process with the code of the work."""
-        self._since, self._first = None, lambda: os._exit(code)
+        """Nothing is half done any more: a signal from here on ends the process at once, with this code."""
+        self._code, self._first = code, lambda: os._exit(code)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._since is None:
             self._since = time.monotonic()
             self._first()
         elif time.monotonic() - self._since > ONE_SIGNAL:
-            os._exit(int(ExitCode.INTERRUPTED))
+            os._exit(self._code)
 
     def again(self) -> None:
         """Let the first one come once more, from another thread: where it came before, it was lost."""
