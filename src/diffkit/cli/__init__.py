@@ -7,11 +7,14 @@ import sys
 
 def main() -> None:
     """Run the command line; errors become a few lines on standard error and an exit code."""
-    from diffkit.cli.output import finish, protect
-    from diffkit.cli.signals import interrupting
+    try:
+        from diffkit.cli.output import finish, protect
+        from diffkit.cli.signals import interrupting
 
-    protect()
-    signals = interrupting()
+        protect()
+        signals = interrupting()
+    except KeyboardInterrupt:
+        sys.exit(130)
     code = 1
     try:
         from diffkit.cli.commands import run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,7 @@ from diffkit.cli.report import report
 from diffkit.cli.sample import sample
 from diffkit.cli.show import show
 from diffkit.cli.train import train
-from diffkit.errors import DiffkitError
+from diffkit.errors import DiffkitError, ExitCode
 
 
 class Failed(Exception):
@@ -97,7 +98,14 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _check(arguments: Sequence[str]) -> None:
-    """Raises DiffkitError for an empty argument, which would mean the current folder, and for one that is not UTF-8."""
+    """Raises DiffkitError for an empty argument, which would mean the current folder, and for one that is not UTF-8.
+
+    Also where the current folder has been deleted: libraries end the process there.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise DiffkitError("The current folder is gone.", "Change to another: cd ~", code=ExitCode.MACHINE) from error
     for number, argument in enumerate(arguments):
         if not argument:
             after = f" after {arguments[number - 1]}" if number else ""

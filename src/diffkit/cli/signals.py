@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import signal
 import sys
@@ -58,6 +59,11 @@ class Signals:
         elif time.monotonic() - self._since > ONE_SIGNAL:
             os._exit(self._code)
 
+    def ignore(self) -> None:
+        """To the very end of the process, where Python would put back handlers that kill."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
     def again(self) -> None:
         """Let the first one come once more, from another thread: where it came before, it was lost."""
         self._since = None
@@ -81,6 +87,7 @@ def interrupting() -> Signals:
 
     signals = Signals(interrupt)
     signals.install()
+    atexit.register(signals.ignore)
     # In a destructor or a callback of an import Python prints an exception and goes on.
     report, sys.unraisablehook = sys.unraisablehook, unraisable
     return signals
