@@ -15,7 +15,7 @@ import diffkit
 ROOT = Path(diffkit.__file__).parent
 ALLOWED = {
     "core": {"core", "interfaces"},
-    "backbones": {"backbones", "interfaces", "errors"},
+    "backbones": {"backbones", "interfaces", "names", "errors"},
     "datasets": {"datasets", "durable", "interfaces", "names", "paths", "errors"},
     "extractors": {"extractors", "durable", "errors"},
     "trackers": {"trackers", "interfaces", "errors"},

@@ -19,8 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from diffkit.backbones.presets import classic_preset, unet_preset
 from diffkit.errors import DiffkitError
 from diffkit.interfaces import ImageSpec
+from diffkit.names import shown
 
 HEAD = 64
+MOST_CHANNELS, MOST_BLOCKS = 32_768, 1_000
 Resample: TypeAlias = Literal["conv", "plain"]
 Skips: TypeAlias = Literal["concat", "add"]
 
@@ -283,6 +285,12 @@ def unet(
             f"No U-Net has width={width}, multipliers={list(multipliers)}, blocks={blocks}, patch={patch}, "
             f"checkpoint={checkpoint}.",
             "width is at least 4, checkpoint at least 0, the others at least 1.",
+        )
+    if max(width, *(width * each for each in multipliers)) > MOST_CHANNELS or blocks * len(multipliers) > MOST_BLOCKS:
+        raise DiffkitError(
+            f"A U-Net of width={shown(width)}, multipliers={shown(list(multipliers))}, blocks={shown(blocks)} is too "
+            "large.",
+            f"At most {MOST_CHANNELS:,} channels and {MOST_BLOCKS} blocks.",
         )
     if not 0 <= dropout < 1:
         raise DiffkitError(f"dropout={dropout} is no share.", "Choose 0 <= dropout < 1.")
