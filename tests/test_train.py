@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -65,7 +64,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(dataset: Path, tmp_path: Pa
     command = ["train", dataset, *TINY, "--precision", "float32", "--steps", "40", "--preview-every", "0"]
     run = tmp_path / "run"
     arguments = [sys.executable, "-m", "diffkit", *map(str, command), "-o", str(run)]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2) and time.monotonic() < deadline:
@@ -405,7 +404,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_no_litter(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(durable, "write", full)
-    with pytest.raises(DiffkitError, match="No space left") as caught:
+    with pytest.raises(DiffkitError, match=r"Disk full: need .* KiB, have") as caught:
         save_checkpoint(tmp_path, state.checkpoint())
     assert caught.value.code == ExitCode.MACHINE
     assert [path.name for path in tmp_path.iterdir()] == ["images-000000000008"]

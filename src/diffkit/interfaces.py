@@ -6,6 +6,8 @@ signature for validation, documentation and the record that a run keeps. Nothing
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -71,9 +73,18 @@ class ImageSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageSpec:
-        """The inverse of `to_dict`."""
-        attributes = tuple(Attribute(*each) for each in values.get("attributes", ()))
-        return cls(**{**values, "classes": tuple(values.get("classes", ())), "attributes": attributes})
+        """The inverse of `to_dict`. Raises ValueError for values of the wrong type or out of range."""
+        from pydantic import TypeAdapter
+
+        spec: ImageSpec = TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        if min(spec.channels, spec.height, spec.width, spec.image_channels + 1) < 1 or spec.dtype != "uint8":
+            raise ValueError(f"{spec} are not images")
+        for names in (spec.classes, [attribute.name for attribute in spec.attributes]):
+            if len(set(names)) < len(names):
+                raise ValueError("two labels have one name")
+        if not all(math.isfinite(a.low) and math.isfinite(a.high) and a.low < a.high for a in spec.attributes):
+            raise ValueError("an attribute has no range")
+        return spec
 
 
 @dataclass(frozen=True)

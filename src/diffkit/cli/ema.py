@@ -90,7 +90,7 @@ def _sweep(
 ) -> None:
     from rich.table import Table
 
-    from diffkit.cli.console import clock, drawn, figure, interval, next_command, plain
+    from diffkit.cli.console import clock, drawn, figure, interval, next_command, plain, say
     from diffkit.cli.console import out as console
     from diffkit.compose import model_of
     from diffkit.compose.comparison import Way, compare
@@ -99,7 +99,7 @@ def _sweep(
 
     made = averaged(run.snapshots, lengths)
     models = [model_of(each.tensors, each.header, run.model, device=device, precision=precision) for each in made]
-    reference = Reference.of(models[0], run.path, data, extractor)
+    reference = Reference.of(models[0], data, extractor)
     asked = [Way(model, {"length": each.length}) for model, each in zip(models, made, strict=True)]
     found = drawn(compare(reference, against, metric, asked, count, seed))
     best = min(found, key=lambda each: each.metric.value)
@@ -112,6 +112,8 @@ def _sweep(
         figures = [figure(each.metric.value), interval(each.metric), f"{average.error:.2%}", clock(each.seconds)]
         table.add_row(f"{average.length:.3f}", *figures, mark)
     console.print(table)
+    if reference.note:
+        say(f"[yellow]{plain(reference.note)}[/]")
     next_command(f"diffkit ema {plain(str(run.path))} --length {best.settings['length']:.3f}")
 
 

@@ -111,7 +111,7 @@ def _of_model(
     from diffkit.compose.sampled import sampled
 
     plan = model.plan(**choices)
-    reference = Reference.of(model, path, data, extractor)
+    reference = Reference.of(model, data, extractor)
     reference.check_part(against)
     reference.check_fits(model)
     wanted = count or min(SAMPLES, max(reference.train.count, 100))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -134,17 +136,15 @@ def _opened(
     if not world.leads:
         training = prepare_training(given, store, run, start.device, world)
         return training, Trackers([], run, training.settings)
+    run.check_free()
+    stack.enter_context(run.locked())
+    run.tidy()
     begun = run.exists
-    if begun:
-        stack.enter_context(run.locked())
-    else:
-        run.check_free()
     training = prepare_training(given, store, run, start.device, world)
     trackers = Trackers(start.track, run, training.settings)
     if begun:
         run.rewind_metrics(training.state.images_seen)
     else:
-        stack.enter_context(run.locked())
         training.create()
     return training, trackers
 
@@ -173,7 +173,7 @@ def _reference(start: Start, training: Training) -> Reference | None:
     from diffkit.cli.console import drawn
     from diffkit.compose.reference import Reference
 
-    reference = Reference.of(training.model(), training.run.path, training.store.path, "lite0")
+    reference = Reference.of(training.model(), training.store.path, "lite0")
     drawn(reference.look())
     return reference
 
@@ -254,6 +254,14 @@ def say_model(training: Training) -> None:
     say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}")
 
 
+def _relative(path: Path, start: Path) -> str | None:
+    """The way to a folder from another; None where there is none (another drive)."""
+    try:
+        return os.path.relpath(path, start)
+    except ValueError:
+        return None
+
+
 def _record_session(training: Training, cadence: Cadence, track: list[str]) -> None:
     import platform
     import sys
@@ -272,6 +280,8 @@ def _record_session(training: Training, cadence: Cadence, track: list[str]) -> N
             "preview_every": cadence.preview_every,
             "validate_every": cadence.validate_every,
             "stop_when": cadence.stop_when,
+            "data": str(training.store.path.absolute()),
+            "data_from_run": _relative(training.store.path, training.run.path),
             "data_images": training.store.count,
             "data_holdout": training.store.holdout_count,
             "data_mean": list(training.store.mean),

@@ -94,7 +94,7 @@ def evaluate(
             yield Working("Intervals", number, 20)
         else:
             result.metrics.append(estimate)
-    result.notes += [text for text in [caution(real, found, reference.names)] if text]
+    result.notes += [text for text in [reference.note, caution(real, found, reference.names)] if text]
     result.floor = floor(real, len(found), reference.names)
     if per_class:
         result.classes = _by_class(reference, against, real, images, found, result.notes)

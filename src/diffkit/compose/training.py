@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffkit.core.denoiser import Denoiser
     from diffkit.core.weighing import Weigh
     from diffkit.engine.batches import Batches
+    from diffkit.engine.checkpoint import Checkpoint
     from diffkit.engine.saver import Saver
     from diffkit.engine.session import Cadence, Event, Measured, Previewed
     from diffkit.engine.store import Store
@@ -205,13 +206,37 @@ class Training:
         self.levels()
         self.model().plan()
 
+    def check_space(self) -> None:
+        """Raises DiffkitError (exit code 4) unless there is room for what is written until the next start.
+
+        Those are two checkpoints and a model, or one where others are there to be replaced.
+        """
+        from diffkit.durable import disk_full, free_space
+
+        state = self.state.checkpoint().nbytes
+        need = state * (1 if self.run.exists else 2) + 2 * sum(
+            t.nbytes for t in self.state.average.state_dict().values()
+        )
+        if free_space(self.run.path) < need:
+            raise disk_full(self.run.path, need)
+
     def create(self) -> None:
-        """Begin the run on disk; the caller holds its lock."""
+        """Begin the run on disk, with a checkpoint of its beginning; the caller holds its lock.
+
+        So a run that has been trained always has a checkpoint, and the absence of one is never a beginning.
+        """
+        from diffkit.engine.checkpoint import save_checkpoint
+
         self.run.create(self.settings)
+        save_checkpoint(self.run.checkpoints, self._checkpoint())
+
+    def _checkpoint(self) -> Checkpoint:
+        return replace(self.state.checkpoint(), config=self.run.config_sha256())
 
     def save(self) -> Future[None]:
         """Begin to write a checkpoint, then the model, of the state as it is now, which only `steps` may go on with."""
-        from diffkit.engine.checkpoint import Checkpoint, save_checkpoint
+        from diffkit import durable
+        from diffkit.engine.checkpoint import save_checkpoint
         from diffkit.engine.modelfile import write_tensors
         from diffkit.engine.train import under
 
@@ -222,10 +247,11 @@ class Training:
         header = self.header()
 
         def write(checkpoint: Checkpoint) -> None:
+            durable.sync_path(self.run.metrics)  # what was measured up to here lasts as long as the checkpoint
             save_checkpoint(self.run.checkpoints, checkpoint)
             write_tensors(self.run.model, under(checkpoint.tensors, "average."), header)
 
-        return self.saver.begin(self.state.checkpoint(), write)
+        return self.saver.begin(self._checkpoint(), write)
 
     def _write_model(self, path: Path) -> None:
         from diffkit.engine.modelfile import write_tensors
@@ -292,6 +318,7 @@ class Training:
             device=self.device,
             images_seen=self.state.images_seen,
             world=self.world,
+            path=self.run.model,
         )
 
     def levels(self) -> Callable[[Tensor], Tensor]:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffkit import durable
 from diffkit.datasets.imagefile import printable
 from diffkit.engine.prepare.options import Finished, PrepareOptions
 from diffkit.engine.prepare.rows import Channels, Row
 from diffkit.engine.shards import LineWriter, Moments, ShardWriter
-from diffkit.engine.store import FORMAT, INDEX_FILE, PARTS, VERSION, kinds_of, row_shape
+from diffkit.engine.store import FORMAT, INDEX_FILE, PARTS, VERSION, file_sha256, kinds_of, row_shape, write_index
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import Attribute, ImageSpec
 
@@ -124,7 +123,7 @@ class Writer:
             class_counts={name: self.labels["train"].count(name) for name in classes},
             reasons=dict(self.reasons.most_common()),
         )
-        durable.write_json(self.folder / INDEX_FILE, self._index(finished, source))
+        write_index(self.folder / INDEX_FILE, self._index(finished, source))
         return finished
 
     def close(self) -> None:
@@ -198,6 +197,7 @@ class Writer:
                 for kind in kinds_of(self.spec)
                 for shard in part.shards(kind)
             ],
+            "records": {file.path.name: file_sha256(file.path) for file in (self.examples_file, self.rejected_file)},
         }
 
 
