@@ -16,6 +16,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -131,7 +132,7 @@ def sync_path(path: Path) -> None:
 def make_folders(path: Path) -> None:
     """Make a folder and those above it, each durably. One that exists is left as it is."""
     with explained(path):
-        missing = [each for each in (path, *path.parents) if not os.path.isdir(each)]
+        missing = list(takewhile(lambda each: not os.path.lexists(each), (path, *path.parents)))
         for folder in reversed(missing):
             try:
                 make_folder(folder)
@@ -256,8 +257,8 @@ def vacant(path: Path) -> bool:
     return not os.path.lexists(path) or (os.path.isdir(path) and all(map(is_temporary, os.listdir(path))))
 
 
-def _remove_stale(folder: Path, name: str) -> None:
-    """What builders of `name` left in a folder that were killed: those of this machine whose process is gone."""
+def remove_stale(folder: Path, name: str) -> None:
+    """Remove what writers of `name` in a folder left that were killed: those of this machine whose process is gone."""
     for stray in _temporaries(folder):
         match = _TEMPORARY.fullmatch(stray)
         assert match is not None
@@ -297,7 +298,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     make_folders(temporary.parent)
     with explained(path):
         for folder in {path, path.parent}:
-            _remove_stale(folder, path.name)
+            remove_stale(folder, path.name)
         make_folder(temporary)
     try:
         yield temporary

@@ -86,14 +86,18 @@ class RunDir:
     @property
     def traces(self) -> list[str]:
         """The names of what only a training that has begun leaves here, checkpoints aside."""
-        files = (self.sessions, self.metrics, self.model, self.best, self.snapshots)
-        found = [path.name for path in files if os.path.lexists(path) and not _is_empty_folder(path)]
-        return found + [self.samples.name] * (os.path.isdir(self.samples) and not _is_empty_folder(self.samples))
+        paths = (self.sessions, self.metrics, self.model, self.best, self.snapshots, self.samples)
+        return [path.name for path in paths if os.path.lexists(path) and not self._is_rest(path.name)]
 
-    def create(self, settings: Settings) -> None:
-        """Begin a new run here; the caller holds its lock, under which it did not exist."""
+    def lay_out(self) -> None:
+        """Make the folders and the empty files of a run that are not there yet; until `create` it has not begun."""
         for folder in (self.path, self.checkpoints, self.samples):
             durable.make_folders(folder)
+        if not os.path.lexists(self.metrics):
+            durable.write_bytes(self.metrics)
+
+    def create(self, settings: Settings) -> None:
+        """Begin the run; the caller holds its lock, under which it did not exist."""
         durable.write_text(self.config, to_toml(settings))
 
     def check_free(self) -> None:
@@ -117,7 +121,9 @@ class RunDir:
         """Whether a start that was cut off before it had begun a run may have left this."""
         if name == self.lock.name or durable.is_temporary(name):
             return True
-        return name in {self.checkpoints.name, self.samples.name} and _is_empty_folder(self.path / name)
+        if name == self.metrics.name:
+            return not self.metrics.stat().st_size
+        return name in {self.checkpoints.name, self.samples.name, self.snapshots.name} and _is_empty(self.path / name)
 
     def check_writable(self) -> None:
         """Raises DiffkitError (exit code 4) unless files can be made in every folder that training writes."""
@@ -195,7 +201,7 @@ def _descriptor(folder: Path) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _is_empty_folder(path: Path) -> bool:
+def _is_empty(path: Path) -> bool:
     return os.path.isdir(path) and all(map(durable.is_temporary, os.listdir(path)))
 
 

@@ -139,13 +139,9 @@ def _opened(
     run.check_free()
     stack.enter_context(run.locked())
     run.tidy()
-    begun = run.exists
     training = prepare_training(given, store, run, start.device, world)
     trackers = Trackers(start.track, run, training.settings)
-    if begun:
-        run.rewind_metrics(training.state.images_seen)
-    else:
-        training.create()
+    training.begin()
     return training, trackers
 
 

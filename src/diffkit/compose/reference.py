@@ -94,6 +94,9 @@ class Reference:
         own = model.settings.data.fingerprint
         if own and not reference.train.fingerprint.startswith(own):
             reference.note = f"{data} is not the data set that the model was trained on."
+        here = Path(os.path.abspath(model.settings.data.path))
+        if data is None and here != reference.path and os.path.exists(here):
+            reference.note = f"The model was trained on {reference.path}; {here} holds other data."
         return reference
 
     def look(self) -> Generator[Working, None, None]:

@@ -30,7 +30,7 @@ def prepare_training(
 ) -> Training:
     """A new run with the settings `given` (nested tables), or the one that is there, checked against them.
 
-    Of a new run nothing is written yet: that is `Training.create`. Of an old one the caller holds the lock. Raises
+    Of a new run nothing is written yet: that is `Training.begin`. Of an old one the caller holds the lock. Raises
     DiffkitError if the run was begun with other settings or other data.
     """
     import torch
@@ -80,8 +80,6 @@ def prepare_training(
         world=world,
     )
     training.check()
-    if world.leads:
-        training.check_space()
     return training
 
 

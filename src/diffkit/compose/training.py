@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from diffkit.engine.validate import Validated
 
 MEASURED_IMAGES = 256
+SMALL_FILES = 2**20  # bytes: metrics, previews, what file systems need themselves
 
 
 @dataclass
@@ -207,28 +208,35 @@ class Training:
         self.model().plan()
 
     def check_space(self) -> None:
-        """Raises DiffkitError (exit code 4) unless there is room for what is written until the next start.
+        """Raises DiffkitError (exit code 4) unless there is room for what the training keeps.
 
-        Those are two checkpoints and a model, or one where others are there to be replaced.
+        A new checkpoint is written before the oldest one goes, and so is a new model.
         """
         from diffkit.durable import disk_full, free_space
+        from diffkit.engine.checkpoint import KEEP, kept
 
-        state = self.state.checkpoint().nbytes
-        need = state * (1 if self.run.exists else 2) + 2 * sum(
-            t.nbytes for t in self.state.average.state_dict().values()
-        )
+        states = max(1, KEEP + 1 - kept(self.run.checkpoints)) * self.state.checkpoint().nbytes
+        models = 3 - sum(path.exists() for path in (self.run.model, self.run.best))
+        weights = sum(tensor.nbytes for tensor in self.state.average.state_dict().values())
+        need = states + models * weights + SMALL_FILES
         if free_space(self.run.path) < need:
             raise disk_full(self.run.path, need)
 
-    def create(self) -> None:
-        """Begin the run on disk, with a checkpoint of its beginning; the caller holds its lock.
+    def begin(self) -> None:
+        """Begin the run on disk, or complete what a start that was cut off had begun; the caller holds its lock.
 
-        So a run that has been trained always has a checkpoint, and the absence of one is never a beginning.
+        A checkpoint of the very beginning is part of it: so a run that has been trained always has a checkpoint, and
+        the absence of one is never a beginning.
         """
-        from diffkit.engine.checkpoint import save_checkpoint
+        from diffkit.engine.checkpoint import kept, save_checkpoint
 
-        self.run.create(self.settings)
-        save_checkpoint(self.run.checkpoints, self._checkpoint())
+        self.run.lay_out()
+        self.check_space()
+        if not self.run.exists:
+            self.run.create(self.settings)
+        if not kept(self.run.checkpoints):
+            save_checkpoint(self.run.checkpoints, self._checkpoint())
+        self.run.rewind_metrics(self.state.images_seen)
 
     def _checkpoint(self) -> Checkpoint:
         return replace(self.state.checkpoint(), config=self.run.config_sha256())

@@ -78,6 +78,11 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]
     return None, problems
 
 
+def kept(folder: Path) -> int:
+    """How many checkpoints there are."""
+    return len(_found(folder))
+
+
 def set_aside(damaged: Iterable[Path]) -> None:
     """Rename damaged checkpoints, so that they neither count nor stand in the way; for the run's writer only."""
     for path in damaged:

@@ -106,6 +106,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     head = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
     head += b" " * (-len(head) % 8)
     contents = [_content(plain[name]) for name in names]
+    durable.remove_stale(path.parent, path.name)
     durable.write_bytes(path, sealed(len(head).to_bytes(8, "little") + head, contents), *contents)
 
 
@@ -230,7 +231,8 @@ def _check_layout(path: Path, entries: dict[str, _Entry], size: int) -> None:
             raise _unusable(path, f"{name} lies at bytes {begin} to {stop}, which does not fit")
         end = stop
     if end != size:
-        raise _unusable(path, f"its tensors take {end} bytes, and it holds {size}")
+        what = "it is truncated" if end > size else "it is too long"
+        raise _unusable(path, f"{what}: its tensors take {end} bytes, and it holds {size}")
 
 
 def _tensors(head: _Head, data: bytearray) -> Iterator[tuple[str, Tensor]]:
