@@ -119,7 +119,7 @@ def test_a_training_that_saves_hands_out_what_it_was(dataset: Path, tmp_path: Pa
     """As above, through the whole of a training."""
     given = {"data": {"path": str(dataset)}, "train": {"batch_size": 4}}
     training = prepare_training(given, Store.open(dataset), RunDir(tmp_path / "run"), "cpu")
-    training.create()
+    training.begin()
     steps, asked = training.steps(), threading.Event()
     next(steps)
     then = {name: tensor.clone() for name, tensor in training.state.checkpoint().tensors.items()}
