@@ -39,8 +39,9 @@ class ColumnError(Exception):
 class Column:
     """A column, read.
 
-    `kind`: "numbers", "truths", "words" or "lists". `values`: attributes of each row. `unknown`: rows without a value.
-    `unfit`: the rows whose cell does not fit the kind and is therefore unknown, with the cell.
+    `kind`: "numbers", "numbers with decimal commas", "percentages", "truths", "words" or "lists". `values`: attributes
+    of each row. `unknown`: rows without a value. `unfit`: the rows whose cell does not fit the kind and is therefore
+    unknown, with the cell.
     """
 
     kind: str
@@ -108,11 +109,11 @@ def _kinds(known: Sequence[str], decimal_comma: bool) -> list[tuple[str, Callabl
     kinds: list[tuple[str, Callable[[str], float | None], float]] = []
     if any(truths) and all(number in (None, 0.0, 1.0) for number in numbers):
         kinds.append(("truths", lambda cell: TRUTHS.get(cell.lower(), _number(cell)), _TRUTHS_FIT))
-    comma = decimal_comma and not any(
-        "." in cell for cell, number in zip(known, numbers, strict=True) if number is not None
-    )
-    kinds.append(("numbers", (lambda cell: _number(cell.replace(",", "."))) if comma else _number, _NUMBERS_FIT))
-    kinds.append(("numbers", lambda cell: _number(cell[:-1].strip()) if cell.endswith("%") else None, 1.0))
+    points = any("." in cell for cell, number in zip(known, numbers, strict=True) if number is not None)
+    if decimal_comma and not points and any("," in cell for cell in known):
+        kinds.append(("numbers with decimal commas", lambda cell: _number(cell.replace(",", ".")), _NUMBERS_FIT))
+    kinds.append(("numbers", _number, _NUMBERS_FIT))
+    kinds.append(("percentages", lambda cell: _number(cell[:-1].strip()) if cell.endswith("%") else None, 1.0))
     return kinds
 
 

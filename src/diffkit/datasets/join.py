@@ -77,7 +77,7 @@ class Join:
             ],
             "image without a row": [name for image, name in enumerate(self.images) if image not in self.row_of],
             "row with too few cells": [sheet.where(row) for row in sheet.short],
-            "cell that does not fit its column, taken as unknown": [
+            "cell unfit for its column, taken as unknown": [
                 f"{sheet.where(rows[position])}, {name}: '{printable(cell)}' among {column.kind}"
                 for name, column in self.columns.items()
                 for position, cell in sorted(column.unfit.items())
@@ -111,7 +111,7 @@ class Join:
         """How the table was understood, in sentences."""
         kinds = [self._described(name, column.kind, column.unknown) for name, column in self.columns.items()]
         if self.class_column:
-            kinds.append(self._described(self.class_column, "class", self.classes.count(None)))
+            kinds.append(self._described(self.class_column, "the class, whatever the folder", self.classes.count(None)))
         remarks = [
             f"Labels from {printable(str(self.sheet.path))} ({self.sheet.form}): {len(self.sheet.rows):,} rows, names "
             f"in the column '{self.name_column}'; {len(self.row_of):,} of {len(self.images):,} images have a row.",
@@ -121,9 +121,9 @@ class Join:
             reasons = [f"{name} ({reason})" for name, reason in self.left_out.items()]
             remarks.append(f"Columns left out: {_shortened(reasons)}. --label-columns names those to use.")
         for way, count in self.matches.loosely.items():
-            remarks.append(f"{count:,} rows were joined {way}; no other image fits them.")
+            remarks.append(f"Joined {way}, where only one image fits: {count:,} of the rows.")
         if self.repeated:
-            remarks.append(f"{len(self.repeated):,} images have several rows that agree: {_shortened(self.repeated)}.")
+            remarks.append(f"Repeated rows that agree: {_shortened(self.repeated)}.")
         return remarks
 
     def _described(self, name: str, kind: str, unknown: int) -> str:

@@ -56,9 +56,9 @@ class Images:
 # In this order; each is tried on the rows and the images that no earlier one has joined.
 _FORMS: dict[str, Callable[[str], str]] = {
     "": lambda name: name,
+    "in another case": str.casefold,
     "without the extension": lambda name: _stem(name),
-    "in other case": str.casefold,
-    "without the extension and in other case": lambda name: _stem(name).casefold(),
+    "without the extension and in another case": lambda name: _stem(name).casefold(),
 }
 
 

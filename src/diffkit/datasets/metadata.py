@@ -10,6 +10,7 @@ from diffkit.datasets.columns import Column, ColumnError, is_unknown, read_colum
 from diffkit.datasets.imagefile import printable
 from diffkit.datasets.join import Join
 from diffkit.datasets.matching import AmbiguousNameError, Images, Matches, count_matches, match
+from diffkit.datasets.names import key, unescaped
 from diffkit.datasets.tablefile import read_sheet
 from diffkit.errors import DiffkitError, ExitCode, did_you_mean
 
@@ -98,7 +99,8 @@ class Table:
         try:
             return match(cells, images)
         except AmbiguousNameError as error:
-            several = " or ".join(error.images[:3])
+            alike = len({key(unescaped(name)) for name in error.images}) == 1
+            several = " or ".join(ascii(name) if alike else name for name in error.images[:3])
             raise _error(
                 f"{self._where(error.row)}: '{printable(cells[error.row])}' may name {several}.",
                 "Write the path of the image relative to the folder, and give no two images the same name.",

@@ -60,7 +60,7 @@ def read_sheet(path: Path) -> Sheet:
     try:
         text, encoding = _text(path.read_bytes())
         suffix = path.suffix.lower()
-        if suffix in {".jsonl", ".ndjson"}:
+        if suffix in {".jsonl", ".ndjson"} or _begins_with_object(text):
             sheet = _json_lines(path, text, encoding)
         elif suffix == ".json":
             sheet = _json(path, text, encoding)
@@ -212,12 +212,21 @@ def _json(path: Path, text: str, encoding: str) -> Sheet:
     return sheet
 
 
+def _begins_with_object(text: str) -> bool:
+    """Whether the first of several lines is an object of its own: JSON lines, whatever the file is called."""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        return bool(rest) and first.startswith("{") and isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
+
+
 def _add(sheet: Sheet, row: Any, number: int) -> None:
     if not isinstance(row, dict) or not row:
         raise ValueError(f"{sheet.unit} {number} is not an object with keys")
     if _SURROGATE.search(json.dumps(row)) and _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
         raise ValueError(f"{sheet.unit} {number} holds half a character (a lone surrogate)")
-    row = {name.strip(): value for name, value in row.items()}
+    row = _unique([(name.strip(), value) for name, value in row.items()])
     sheet.columns += [name for name in row if name not in sheet.columns]
     sheet.rows.append(row)
     sheet.lines.append(number)
