@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
-from diffkit.datasets.imagefile import is_image_name
+from diffkit.datasets.imagefile import EXTENSIONS
 from diffkit.datasets.names import key, unescaped
 
 
@@ -37,7 +36,15 @@ class Images:
         self.by_key = _index(self.keys)
         self.root = key(root)
         self.outer = _common(self.keys)
+        self._known: dict[bool, tuple[set[str], set[str]]] = {}
         self.root_inside = any(self.root in name.split("/")[:-1] for name in self.keys)
+
+    def known(self, bases: bool) -> tuple[set[str], set[str]]:
+        """All keys, with base names if `bases`, and all forms of them."""
+        if bases not in self._known:
+            exact = set(self.by_key) | ({_base(name) for name in self.keys} if bases else set())
+            self._known[bases] = exact, {form(name) for name in exact for form in _FORMS.values()}
+        return self._known[bases]
 
     def path(self, name: str) -> str:
         """A row's key as seen from the root: a row may begin above the root, or inside the folder around everything."""
@@ -75,6 +82,8 @@ def match(cells: Sequence[str], images: Images) -> Matches:
     found = Matches()
     for form, change in _FORMS.items():
         for place, part in places.items():
+            if all(row in found.image_of or not name for row, name in enumerate(keys)):
+                return found
             index = _index([change(part(name)) for name in images.keys])
             options = {row: index.get(change(name), []) for row, name in enumerate(keys) if name}
             chosen = _chosen(cells, options, images, found, exact=not place and not form)
@@ -90,13 +99,10 @@ def count_matches(cells: Sequence[str], images: Images) -> tuple[int, int]:
     """How many rows name an image, exactly (by path or base name), and in any way at all."""
     given = [key(cell) for cell in cells]
     keys = [images.path(name) for name in given]
-    bases = set() if any("/" in name for name in given) else {_base(name) for name in images.keys}
-    exact = images.by_key.keys() | bases
-    loose = {form(name) for name in exact for form in _FORMS.values()}
-    return (
-        sum(name in exact for name in keys),
-        sum(any(form(name) in loose for form in _FORMS.values()) for name in keys if name),
-    )
+    exact, loose = images.known(bases=not any("/" in name for name in given))
+    others = [name for name in keys if name and name not in exact]
+    count = sum(name in exact for name in keys)
+    return count, count + sum(any(form(name) in loose for form in _FORMS.values()) for name in others)
 
 
 def _chosen(
@@ -155,4 +161,5 @@ def _base(name: str) -> str:
 
 def _stem(name: str) -> str:
     """Without the extension, where it is one of an image."""
-    return str(PurePosixPath(name).with_suffix("")) if is_image_name(name) else name
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot and f".{extension.lower()}" in EXTENSIONS else name

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from diffkit.datasets.imagefile import is_image_name, printable
+from diffkit.datasets.imagefile import EXTENSIONS, printable
 
 if TYPE_CHECKING:
     from diffkit.interfaces import ImageLike
@@ -95,7 +95,7 @@ def sort_out(files: Sequence[File], found: Found, generated: bool) -> None:
 def _sort(file: File, found: Found) -> None:
     """By the extension and, where that says nothing, by the first bytes."""
     extension = PurePosixPath(file.name).suffix.lower()
-    if is_image_name(file.name):
+    if extension in EXTENSIONS:
         found.entries.append(Entry(file.name, file.image))
     elif _FOREIGN.fullmatch(extension):
         found.skip(file.name, f"not a supported format: {printable(extension)}")
@@ -119,8 +119,9 @@ def _made_by_diffkit(names: Sequence[str]) -> dict[str, str]:
     """The outermost folders that diffkit made, as "run" or "samples"; "" is the root."""
     files = defaultdict[str, set[str]](set)
     for name in names:
-        if PurePosixPath(name).name in _MARKS:
-            files[name.rpartition("/")[0]].add(PurePosixPath(name).name)
+        folder, _, base = name.rpartition("/")
+        if base in _MARKS:
+            files[folder].add(base)
     own: dict[str, str] = {}
     for folder in sorted(files):
         kind = "run" if len(files[folder] - {"samples.jsonl"}) > 1 else "samples"
