@@ -83,9 +83,10 @@ class Table:
         counts = {name: count_matches(cells, images) for name, cells in columns.items()}
         usual = [name for name in NAME_COLUMNS if name in columns]
         best = max(counts.values())
-        if best == (0, 0):
-            return (usual or self.sheet.columns)[0]
         first = [name for name in [*usual, *columns] if counts[name] == best]
+        if not best[0] and first[0] not in usual and (usual or 2 * best[1] < len(self.sheet.rows)):
+            # Ages are easily taken for 1.png to 99.png: only a column of names, or most of one, counts so loosely.
+            return max(usual, key=lambda name: counts[name]) if usual else self.sheet.columns[0]
         rival = next((name for name in usual if counts[name][0] and first[0] not in usual), "")
         rival = rival or next((n for n in first if first[0] not in usual and columns[n] != columns[first[0]]), "")
         if rival:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+_BLANKS = str.maketrans("\t\n\v\f\r", "     ")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|([nrt\\]))")
 _LETTERS = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
@@ -18,7 +19,7 @@ def key(name: str) -> str:
     if not name.isascii():
         composed = unicodedata.normalize("NFC", name)
         name = "".join(" " if c.isspace() else c for c in composed if unicodedata.category(c) != "Cf")
-    parts = name.strip().replace("\\", "/").split("/")
+    parts = name.translate(_BLANKS).strip().replace("\\", "/").split("/")
     return "/".join(part for part in parts if part not in ("", "."))
 
 
