@@ -156,6 +156,14 @@ def test_a_base_name_is_enough_where_no_row_has_a_folder(tmp_path: Path) -> None
     assert "line 2: 'a.png' may name x/a.png or y/a.png" in failure(found, "x/a.png", "y/a.png")
 
 
+def test_a_base_name_is_not_enough_where_another_row_has_a_folder(tmp_path: Path) -> None:
+    found = table(tmp_path, "file,age\nx/a.png,1\nb.png,2\n")
+    assert attributes(found, "x/a.png", "y/b.png") == [{"age": 1}, None]
+    # Nor where the folder is the one that the images lie in: the row names the image beside the folders.
+    found = table(tmp_path, "file,age\nphotos/a.png,1\nphotos/y/b.png,2\n")
+    assert attributes(found, "x/a.png", "y/b.png", root="photos") == [None, {"age": 2}]
+
+
 def test_a_row_of_one_folder_never_labels_another(tmp_path: Path) -> None:
     names = [f"{part}/{n:03d}.png" for part in ("train", "test") for n in range(15)]
     found = table(tmp_path, "file_name,age\n" + "".join(f"{name},{20 + n}\n" for n, name in enumerate(names[:15])))
