@@ -270,6 +270,11 @@ def test_what_the_folders_mean_is_said_and_can_be_said_otherwise(tmp_path: Path)
     assert "train/, val/ count as classes, beside z/" in beside[-1]
 
 
+def test_a_class_is_the_same_however_its_accents_are_stored(tmp_path: Path) -> None:
+    grow(tmp_path, "train/caf\u00e9/1.png", "train/tea/1.png", "val/cafe\u0301/1.png")
+    assert labels(tmp_path) == ["caf\u00e9", "tea", "caf\u00e9"]
+
+
 def test_whatever_is_passed_over_is_counted(tmp_path: Path) -> None:
     grow(
         tmp_path, "a.HEIC", "b.avif", "c.CR2", "d.txt", "e.txt", "e", ".hidden/1.png", "@eaDir/a.jpg/t.jpg", "x/._1.png"

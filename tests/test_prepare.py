@@ -216,6 +216,14 @@ def test_a_split_of_the_source_is_kept_unless_told_otherwise(tmp_path: Path) -> 
     assert finish(examples, tmp_path / "mixed", options(keep_split=False)).count == 20
 
 
+def test_labels_that_look_the_same_are_said(tmp_path: Path) -> None:
+    labels = ["cat", "Cat", "red panda", "Red  Panda", "dog"]
+    done = finish([Example(noise(n), label) for n, label in enumerate(labels)], tmp_path / "out")
+    assert done.account.problems == {
+        "label that differs from another in spelling only": ["Cat, cat", "Red  Panda, red panda"]
+    }
+
+
 def test_attributes_that_never_vary_are_left_out_and_said(tmp_path: Path) -> None:
     examples = [Example(noise(n), attributes={"age": n, "planet": 3}) for n in range(4)]
     done = finish(examples, tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,11 @@ def text(cell: Any) -> str:
     return "" if cell is None else str(cell).strip()
 
 
+def word_of(cell: Any) -> str:
+    """A cell as a word: as text, with its accents composed, so that the same word is the same label."""
+    return unicodedata.normalize("NFC", text(cell))
+
+
 def unknown_marks(cells: Sequence[Any]) -> Counter[str]:
     """How unknown cells are written, apart from empty ones."""
     return Counter(text(cell) for cell in cells if is_unknown(cell) and text(cell))
@@ -131,4 +137,4 @@ def _words(cell: Any, row: int) -> list[str]:
     if isinstance(cell, list) and any(isinstance(part, (int, float)) for part in cell):
         raise ColumnError("it holds lists of numbers", row)
     parts = cell if isinstance(cell, list) else text(cell).split("|")
-    return list(dict.fromkeys(text(word) for word in parts if not is_unknown(word)))
+    return list(dict.fromkeys(word_of(part) for part in parts if not is_unknown(part)))

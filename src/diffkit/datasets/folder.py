@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def _listing(root: Path, found: Found, labels: str, splits: bool) -> Listing:
     """One Example per image, with what the folders mean and an account of everything else."""
     # What is refused by its name alone is no image, and does not decide what the folders mean.
     usable = [entry for entry in found.entries if not isinstance(entry.image, Refused)]
-    folders = [tuple(map(printable, entry.name.split("/")[:-1])) for entry in usable]
+    folders = [tuple(map(_class_name, entry.name.split("/")[:-1])) for entry in usable]
     layout = understand(folders, labels, splits)
     known = {entry.name: (label, part) for entry, label, part in zip(usable, layout.labels, layout.parts, strict=True)}
 
@@ -98,6 +99,11 @@ def _listing(root: Path, found: Found, labels: str, splits: bool) -> Listing:
             yield Example(image, label, printable(entry.name), part=part)
 
     return Listing(examples(), _account(found, layout))
+
+
+def _class_name(folder: str) -> str:
+    """Accents composed, for macOS writes them decomposed: the same name is the same class."""
+    return printable(unicodedata.normalize("NFC", folder))
 
 
 def _account(found: Found, layout: Layout) -> Account:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from diffkit.datasets.columns import Column, ColumnError, is_unknown, read_column, tells_apart, text
+from diffkit.datasets.columns import Column, ColumnError, is_unknown, read_column, tells_apart, text, word_of
 from diffkit.datasets.imagefile import printable
 from diffkit.datasets.join import Join
 from diffkit.datasets.matching import AmbiguousNameError, Images, Matches, count_matches, match
@@ -168,7 +168,7 @@ class Table:
         for row, cell in zip(rows, cells, strict=True):
             if isinstance(cell, (dict, list)):
                 raise _error(f"{self._where(row)}, column '{self.class_column}': a class is one word, not {cell}.", "")
-        return [None if is_unknown(cell) else text(cell) for cell in cells]
+        return [None if is_unknown(cell) else word_of(cell) for cell in cells]
 
     def _where(self, row: int) -> str:
         return f"{self.sheet.path}, {self.sheet.where(row)}"

@@ -214,6 +214,8 @@ class Writer:
             remarks.append(f"{_listed(labels['train'])} is the only class, and tells nothing apart: no classes.")
         if unseen := sorted(labels["holdout"] - labels["train"]):
             self.account.problems["class among held-out images only"] = unseen
+        if alike := _alike([*self.spec.classes, *(attribute.name for attribute in self.spec.attributes)]):
+            self.account.problems["label that differs from another in spelling only"] = alike
         known = {name for rows in self.attributes.values() for row in rows for name in row}
         if constant := sorted(known - {attribute.name for attribute in self.spec.attributes}):
             remarks.append(f"Attributes that are the same in all training images, left out: {_listed(constant)}.")
@@ -281,6 +283,14 @@ def _classes(labels: list[str | None]) -> tuple[str, ...]:
     """The names in use, sorted; a single one tells nothing apart."""
     names = sorted({label for label in labels if label is not None})
     return tuple(names) if len(names) > 1 else ()
+
+
+def _alike(names: Iterable[str]) -> list[str]:
+    """Those that are the same but for capital letters and blanks, together: "Cat, cat"."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.casefold().split()), []).append(name)
+    return [", ".join(group) for group in groups.values() if len(group) > 1]
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:
