@@ -35,6 +35,7 @@ class Start:
     validate_every: int
     stop_when: Any
     best: str = "holdout"
+    on_nan: Any = "abort"
     track: list[str] = field(default_factory=list)
 
 
@@ -44,6 +45,7 @@ def check_wishes(start: Start, store: Store) -> None:
     from diffkit.errors import DiffkitError, ExitCode
 
     chosen_among("--best", start.best, ["holdout", "kid"])
+    chosen_among("--on-nan", start.on_nan, ["abort", "skip", "rollback"])
     if start.best == "kid" and start.preview_every == 0:
         raise DiffkitError("--best kid is measured whenever samples are drawn.", "Leave --preview-every 0 out.")
     rule = start.stop_when
@@ -92,9 +94,9 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
             return
         stack.enter_context(trackers)
         if world.leads:
-            _record_session(training, cadence, start.track)
+            _record_session(training, cadence, start)
         clock = time.monotonic()
-        ended = draw(training, cadence, stopper, trackers, _reference(start, training))
+        ended = draw(training, cadence, stopper, trackers, _reference(start, training), start.on_nan)
         _say_off(training, ended.images_seen - seen, time.monotonic() - clock)
     if ended.reason == "stopped":
         say(f"Stopped and saved after {ended.images_seen:,} images. The same command goes on from there.")
@@ -254,7 +256,7 @@ def say_model(training: Training) -> None:
     say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}")
 
 
-def _record_session(training: Training, cadence: Cadence, track: list[str]) -> None:
+def _record_session(training: Training, cadence: Cadence, start: Start) -> None:
     import platform
     import sys
 
@@ -276,7 +278,8 @@ def _record_session(training: Training, cadence: Cadence, track: list[str]) -> N
             "data_holdout": training.store.holdout_count,
             "data_mean": list(training.store.mean),
             "data_std": list(training.store.std),
-            "track": track,
+            "on_nan": start.on_nan,
+            "track": start.track,
             "command": ["diffkit", *sys.argv[1:]],
             "micro_batch": training.recipe.micro_batch,
             "device": str(training.device),
