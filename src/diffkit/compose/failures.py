@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -45,6 +46,8 @@ def ended_by(
         return outcome, _short_of_memory(error, training, stands)
     if isinstance(error, DiffkitError):
         return outcome, None
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        return outcome, None  # it may well be the user's
     failure = _part_failed(error, training, stands)
     if failure is None and isinstance(error, SystemExit):
         said = f"{type(error).__name__}: {error}"

@@ -43,7 +43,7 @@ def validation(
         for name, loss in (("held-out", found.holdout_loss), ("training", found.training_loss)):
             if not math.isfinite(loss):
                 step = seen // recipe.batch_size
-                not_finite = NonFinite(seen, step, f"the averaged weights' {name} loss", loss, on_nan)
+                not_finite = NonFinite(seen, step, f"the {name} loss of the averaged weights", loss, on_nan)
                 if on_nan != "skip":
                     raise Diverged(not_finite)
                 return not_finite
