@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,11 +14,14 @@ from diffkit.compose.reference import run_through
 if TYPE_CHECKING:
     from diffkit.compose.reference import Reference
     from diffkit.compose.training import Training
-    from diffkit.engine.session import Measured
+    from diffkit.engine.session import Cadence, Measured, Previewed
     from diffkit.engine.train import NonFinite, OnNan
     from diffkit.engine.validate import Validated
 
 MEASURED_IMAGES = 256
+REAL_IMAGES = 64
+EARLY = 0.5
+"""Share of a training, before which samples may look wrong: with some predictions they are noise, or flat, for long."""
 
 
 def validation(
@@ -91,3 +95,31 @@ def measurement(training: Training, reference: Reference) -> Callable[[], Measur
         return Measured(seen, found.metric.name, found.metric.value, found.metric.low, found.metric.high)
 
     return measure
+
+
+def watched(training: Training, cadence: Cadence) -> Callable[[], Previewed]:
+    """The training's preview, and what looks wrong with it: of samples that did look right, or are no longer early."""
+    import numpy as np
+
+    from diffkit.durable import read_lines
+    from diffkit.engine.appearance import Appearance, problems
+
+    store, begun = training.store, time.monotonic()
+    some = np.linspace(0, store.count - 1, min(store.count, REAL_IMAGES)).astype(np.int64)
+    real = Appearance.of(store.gather(some)[0])
+    records = [record for record in read_lines(training.run.metrics) if "contrast" in record]
+    right = any(not problems(Appearance.from_record(record), real) for record in records)
+
+    def early() -> bool:
+        by_images = training.state.images_seen / cadence.until_images if cadence.until_images else 0.0
+        by_time = (time.monotonic() - begun) / cadence.seconds if cadence.seconds else 0.0
+        return max(by_images, by_time) < EARLY
+
+    def look() -> Previewed:
+        nonlocal right
+        found = training.preview()
+        wrong = problems(found.appearance, real)
+        right = right or not wrong
+        return replace(found, problems=tuple(wrong)) if right or not early() else found
+
+    return look

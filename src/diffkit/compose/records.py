@@ -44,8 +44,7 @@ def record_of(event: Event, run: Path) -> dict[str, Any] | None:
         record = {
             "images": event.images_seen,
             "picture": event.path.relative_to(run).as_posix(),
-            "colour_mean": list(event.colour_mean),
-            "colour_std": list(event.colour_std),
+            **event.appearance.to_record(),
         }
         return record | ({"problems": list(event.problems)} if event.problems else {})
     return None

@@ -165,7 +165,7 @@ def told(event: Event) -> Told:
     if isinstance(event, Measured):
         return {f"metric/{event.name}": event.value}, {}
     if isinstance(event, Previewed):
-        colours = {f"colour/mean_{channel}": value for channel, value in enumerate(event.colour_mean)}
+        colours = {f"colour/mean_{channel}": value for channel, value in enumerate(event.appearance.mean)}
         return colours, {"samples": event.path}
     return {}, {}
 

@@ -107,7 +107,7 @@ class Training:
         reference: Reference | None,
         on_nan: OnNan,
     ) -> Iterator[Event]:
-        from diffkit.compose.looks import measurement, validation
+        from diffkit.compose.looks import measurement, validation, watched
         from diffkit.compose.rollback import steps_of
         from diffkit.engine.session import Chores, session
 
@@ -115,7 +115,7 @@ class Training:
         by_loss = reference is None
         chores = Chores(
             save=self.save,
-            preview=self.preview,
+            preview=watched(self, cadence),
             validate=validation(self, history, keep=by_loss, on_nan=on_nan) if cadence.validate_every else None,
             snapshot=self.snapshot,
             measure=None if reference is None else measurement(self, reference),
@@ -271,15 +271,16 @@ class Training:
         return to_tables(self.settings)
 
     def preview(self) -> Previewed:
-        """Samples by the averaged weights: their picture in the run, and their colours."""
-        from diffkit.engine.pictures import colours, grid, save_png
+        """Samples by the averaged weights: their picture in the run, and how they look."""
+        from diffkit.engine.appearance import Appearance
+        from diffkit.engine.pictures import grid, save_png
         from diffkit.engine.session import Previewed
 
         images, shown, columns = preview(self.model(), self.store, self.recipe.seed)
         path = self.run.samples / f"images-{self.state.images_seen:012d}.png"
         if self.world.leads:
             save_png(path, grid(shown, columns))
-        return Previewed(self.state.images_seen, path, *colours(images))
+        return Previewed(self.state.images_seen, path, Appearance.of(images))
 
     def model(self) -> Model:
         """The averaged network as it is now."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from diffkit.engine.appearance import Appearance
 from diffkit.engine.train import NonFinite, Progress, Reduced, Remark, State
 from diffkit.engine.validate import Validated, due
 
@@ -34,15 +35,11 @@ class NotSaved:
 
 @dataclass(frozen=True)
 class Previewed:
-    """A grid of samples has been written; the mean and deviation of its images, per channel, in units of [-1, 1].
-
-    `problems`: what looks wrong with them, in words.
-    """
+    """A grid of samples has been written; how they look, and what looks wrong with them, in words."""
 
     images_seen: int
     path: Path
-    colour_mean: tuple[float, ...] = ()
-    colour_std: tuple[float, ...] = ()
+    appearance: Appearance
     problems: tuple[str, ...] = ()
 
 
