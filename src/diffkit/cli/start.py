@@ -66,6 +66,7 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
     """Train, from the beginning or from where the run stands; exits with 75 if it was asked to stop."""
     from diffkit.cli.console import next_command, plain, say
     from diffkit.cli.live import Stopper, draw
+    from diffkit.compose.failures import memory_explained
     from diffkit.engine.distributed import joined
     from diffkit.errors import ExitCode
 
@@ -74,7 +75,8 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
         world = stack.enter_context(joined(start.device))
         if not world.leads:
             world.wait()
-        training, trackers = _opened(start, given, store, run, world, stack)
+        with memory_explained():
+            training, trackers = _opened(start, given, store, run, world, stack)
         if world.leads:
             world.wait()
         batch = training.recipe.batch_size

@@ -6,7 +6,7 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,23 @@ def ended_by(
             code=ExitCode.BUG,
         )
     return outcome, failure
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Before there is a training: want of memory is the machine's fault, and no bug."""
+    from diffkit.engine.devices import first_line, is_memory
+
+    try:
+        yield
+    except Exception as error:
+        if not is_memory(error):
+            raise
+        raise DiffkitError(
+            f"The memory does not suffice to begin: {first_line(error)}.",
+            "Close what else runs, or choose a smaller network with --preset.",
+            code=ExitCode.MACHINE,
+        ) from error
 
 
 def _save(training: Training, begun: int) -> Saved | NotSaved | None:

@@ -22,6 +22,9 @@ WANT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
     "bad_alloc",
+    "could not create a memory",  # and these by oneDNN, on a CPU
+    "could not create a primitive",
+    "could not execute a primitive",
     "out of memory",
     "ALLOC_FAILED",
     "unable to find an engine",  # cuDNN, when none of its ways gets the space to work in
