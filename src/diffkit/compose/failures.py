@@ -39,24 +39,26 @@ def ended_by(
         found = training.named(error.found)
         with suppress(DiffkitError):
             training.add_to_metrics(found)
-        return None, _diverged(error, found, training)
+        failure = _diverged(error, found, training)
+        failure.silent = True  # every process knows it
+        return None, failure
     outcome = _save(training, begun)
-    stands = _what_stands(outcome, begun)
+    stands = _what_stands(outcome, begun) if training.world.leads else ""
     if is_memory(error) or isinstance(error, OutOfMemory):
         return outcome, _short_of_memory(error, training, stands)
     if isinstance(error, DiffkitError):
         return outcome, None
     if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         return outcome, None  # it may well be the user's
-    failure = _part_failed(error, training, stands)
-    if failure is None and isinstance(error, SystemExit):
+    ended = _part_failed(error, training, stands)
+    if ended is None and isinstance(error, SystemExit):
         said = f"{type(error).__name__}: {error}"
-        failure = DiffkitError(
+        ended = DiffkitError(
             f"Something ended the training after {training.state.images_seen:,} images: {said}.",
             stands,
             code=ExitCode.BUG,
         )
-    return outcome, failure
+    return outcome, ended
 
 
 @contextmanager
@@ -116,7 +118,7 @@ def _part_failed(error: BaseException, training: Training, stands: str) -> Diffk
     return DiffkitError(
         f"The {word(part.kind)} '{part.name}' of the plugin {part.distribution} {part.version} "
         f"failed after {training.state.images_seen:,} images: {said}.",
-        f"{stands} Its authors will want what `diffkit --debug train ...` prints.",
+        f"{stands} Its authors will want what `diffkit --debug train ...` prints.".strip(),
         code=ExitCode.BUG,
     )
 
