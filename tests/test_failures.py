@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from conftest import TINY, call_diffkit
 from diffkit import durable
+from diffkit.core.ema import update_ema
 from diffkit.engine.checkpoint import latest_checkpoint
 from diffkit.engine.train import State
 from diffkit.errors import ExitCode
@@ -201,12 +203,16 @@ def test_a_state_of_two_steps_at_once_is_never_saved(
 ) -> None:
     from diffkit.engine import train as module
 
-    def broken(*_: object) -> None:
-        raise RuntimeError("amid the update")
+    def broken(*arguments: Any) -> None:
+        if calls.append(1) or len(calls) == 4:
+            raise RuntimeError("amid the update")
+        update_ema(*arguments)
 
+    calls: list[int] = []
     monkeypatch.setattr(module, "update_ema", broken)
     done = call_diffkit("train", dataset, "-o", tmp_path / "run", "--steps", 6, *TINY)
     assert done.returncode == ExitCode.BUG
+    assert "Not saved at 24 images" in done.stderr
     assert latest_checkpoint(tmp_path / "run/checkpoints") == (None, {})
 
 

@@ -251,10 +251,10 @@ def test_rollback_is_skip_but_for_the_way_and_a_start_in_between_changes_nothing
     for other in ("rollback", "halves"):
         same_files(state_file(tmp_path / "skip"), state_file(tmp_path / other))
     losses = [
-        {line["step"]: line["loss"] for line in lines(tmp_path / policy) if "loss" in line and "non_finite" not in line}
+        [(line["step"], line["loss"]) for line in lines(tmp_path / policy) if line.get("loss") is not None]
         for policy in ("skip", "rollback", "halves")
     ]
-    assert losses[0] == losses[1] == losses[2] and sorted(losses[0]) == [1, 2, 3, 5, 6, 8, 9]
+    assert losses[0] == losses[1] == losses[2] and [step for step, _ in losses[0]] == [1, 2, 3, 5, 6, 8, 9]
     (session, _) = read_lines(tmp_path / "halves/sessions.jsonl")
     assert session["on_nan"] == "rollback"
 

@@ -185,7 +185,11 @@ def _needed_bytes(training: Training) -> int:
 def _parts(settings: Settings) -> list[Part]:
     chosen = [(PART_KINDS[key], choice) for key, choice in chosen_parts(settings).items()]
     chosen += [("samplers", settings.sample.sampler), ("schedules", settings.sample.scheduler)]
-    return [find(kind, choice) for kind, choice in chosen]
+    found = list[Part]()
+    for kind, choice in chosen:
+        with suppress(DiffkitError):  # a sampler that is not installed has raised nothing
+            found.append(find(kind, choice))
+    return found
 
 
 def _culprit(
