@@ -93,11 +93,10 @@ def set_aside(damaged: Iterable[Path]) -> None:
 
 
 def non_finite(images_seen: int) -> DiffkitError:
-    """The loss or a weight is NaN or infinite."""
+    """A weight is NaN or infinite."""
     return DiffkitError(
-        f"Training diverged: the loss or a weight is no longer finite (after {images_seen:,} images).",
-        "The last checkpoint is sound. Start again from it with a smaller learning rate: "
-        "diffkit train DATA -o NEW --init RUN --lr X.",
+        f"The weights are no longer finite after {images_seen:,} images; they are not saved.",
+        "Try a smaller learning rate.",
         code=ExitCode.NON_FINITE,
     )
 
