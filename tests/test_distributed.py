@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from conftest import TINY, call_diffkit, run_diffkit
 from diffkit.durable import read_lines
