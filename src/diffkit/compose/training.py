@@ -112,7 +112,7 @@ class Training:
         from diffkit.core.denoiser import squared_error
         from diffkit.engine.train import train
 
-        return train(
+        steps = train(
             self.state,
             self.denoiser,
             self.batches(),
@@ -126,6 +126,7 @@ class Training:
             before_update=self.saver.copied,
             cuda_graphs=self.settings.train.cuda_graphs,
         )
+        return self.world.computed(steps)
 
     @property
     def report_every(self) -> int:

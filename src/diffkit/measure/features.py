@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from diffkit import durable
-from diffkit.engine.distributed import ALONE, OtherFailed, World
+from diffkit.engine.distributed import ALONE, World
+from diffkit.engine.peers import OtherFailed
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.measure.images import ImageSet
 
