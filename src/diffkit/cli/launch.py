@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from diffkit.engine.processors import free_memory, processors, set_default
 from diffkit.errors import DiffkitError, ExitCode
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 POLL = 0.1
 ONE_SIGNAL = 0.5
 """Seconds within which two signals are one: a terminal, or `timeout`, may send it twice."""
-STOPPED, TO_FOLLOW, TO_DESERT, TO_SAVE = 10.0, 20.0, 8.0, 25.0
+STOPPED, TO_FOLLOW, TO_DESERT, TO_SAVE = 10.0, 20.0, 6.0, 25.0
 """Seconds that a process may be stopped (SIGSTOP); that the others have to end after one has failed; the same after one
 that has waited for another in vain; and that a process has to save when its launcher is gone."""
 SMALLEST = 2**29
@@ -43,11 +44,11 @@ def launch(count: int, device: str, *, resumable: bool = False) -> NoReturn:
     `resumable`: the same command goes on after a process was lost, so that the exit code is then 75 instead of 4.
     """
     _check(count, device)
+    set_default("TORCH_CPP_LOG_LEVEL", "ERROR")  # or each that lives longer prints a trace for each that has ended
     if device == "cpu":
-        from diffkit.engine.processors import processors, set_default
-
         set_default("OMP_NUM_THREADS", str(max(1, processors() // count)))
-    sys.exit(_Launcher(count, resumable).run())
+    command = [sys.executable, "-m", "diffkit", *sys.argv[1:]]
+    sys.exit(Launcher(command, count, ExitCode.RESUMABLE if resumable else ExitCode.MACHINE).run())
 
 
 def watch_launcher() -> None:
@@ -85,8 +86,6 @@ def _check(count: int, device: str) -> None:
     if device not in {"auto", "cuda", "cpu"}:
         raise DiffkitError(f"--gpus {count} gives each process a device of its own.", f"Leave --device {device} out.")
     if device == "cpu":
-        from diffkit.engine.processors import free_memory, processors
-
         free, fits = free_memory(), processors()
         there = f"{fits} processors"
         if free is not None and free // SMALLEST < fits:
@@ -104,12 +103,14 @@ def _check(count: int, device: str) -> None:
         raise DiffkitError(f"--gpus {count}: this machine has {there}.", hint, code=ExitCode.MACHINE)
 
 
-class _Launcher:
-    """Starts the processes, passes signals on to them and sees to it that they end together."""
+class Launcher:
+    """Starts a command `count` times, passes signals on and sees to it that all end together.
 
-    def __init__(self, count: int, resumable: bool) -> None:
-        self.count = count
-        self.lost = ExitCode.RESUMABLE if resumable else ExitCode.MACHINE
+    `lost`: the exit code when a process is killed, stopped or hangs, none of which it could say itself.
+    """
+
+    def __init__(self, command: list[str], count: int, lost: ExitCode) -> None:
+        self.command, self.count, self.lost = command, count, lost
         self.asked: float | None = None  # when a signal asked to stop
         self.processes: list[Popen[bytes]] = []
         self.ended: list[int] = []  # ranks, the first to end first
@@ -149,12 +150,11 @@ class _Launcher:
                 inherited = [meeting.fileno()] if rank == 0 and os.name == "posix" else []
                 if inherited:
                     own[STORE] = inherited[0]
-                command = [sys.executable, "-m", "diffkit", *sys.argv[1:]]
                 environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
                 if self.asked is not None:
                     return
                 self.processes.append(
-                    subprocess.Popen(command, env=environment, pass_fds=inherited, start_new_session=True)
+                    subprocess.Popen(self.command, env=environment, pass_fds=inherited, start_new_session=True)
                 )
 
     def _look(self) -> None:
@@ -209,7 +209,9 @@ class _Launcher:
             if any(code != codes[first] for code in codes):
                 self._say(first, f"failed with exit code {codes[first]}")
             return codes[first]
-        return int(self.lost)  # a process that waited in vain for another has said so
+        elif early := [rank for rank in self.ended if codes[rank] in well]:
+            self._say_lost(early[0], "ended before the others")
+        return int(self.lost)  # if nothing was said here, a process that waited in vain for another has said so
 
     def _say_lost(self, rank: int, what: str) -> None:
         self._say(rank, what, "Run the same command again to go on." if self.lost == ExitCode.RESUMABLE else "")

@@ -106,7 +106,7 @@ class Peers:
             raise OtherFailed(f"Rank {self._store.get(FAILURE).decode()} of {self.size} has failed.")
         for rank in range(self.size):
             meetings, used, may_idle = self._store.get(_key(rank)).split()
-            if int(meetings) >= self._meetings:
+            if rank == self.rank or int(meetings) >= self._meetings:
                 continue
             seen = late.setdefault(rank, _Seen(float(used)))
             seen.times += 1  # and not seconds: what passes while this process itself is stopped is not counted
