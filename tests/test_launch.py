@@ -67,6 +67,7 @@ def launched(script: str, count: int = 2) -> tuple[int, Launcher]:
         ("sys.exit(75)", 75, ""),
         ("sys.exit(2)", 2, ""),  # all say the same, and the first has said it
         ("sys.exit([76, 1][rank])", 1, "Rank 1 of 2 failed with exit code 1"),
+        ("sys.exit([5, 76][rank])", 5, ""),  # the first has said what is wrong for all
         ("sys.exit([0, 3][rank])", 3, "Rank 1 of 2 failed with exit code 3"),
         ("rank or os.kill(os.getpid(), 9); time.sleep(0.5); sys.exit(76)", LOST, "Rank 0 of 2 was ended by SIGKILL"),
         ("rank and os._exit(0); time.sleep(0.5); sys.exit(76)", LOST, "Rank 1 of 2 ended before the others"),

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from diffkit.engine.distributed import LAUNCHER, STORE
 from diffkit.engine.processors import free_memory, processors, set_default
 from diffkit.errors import DiffkitError, ExitCode
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from subprocess import Popen
     from types import FrameType
 
-LAUNCHER = "DIFFKIT_LAUNCHER"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 POLL = 0.1
 ONE_SIGNAL = 0.5
@@ -138,8 +138,6 @@ class Launcher:
         import socket
         import subprocess
 
-        from diffkit.engine.distributed import STORE
-
         with socket.socket() as meeting:
             meeting.bind(("127.0.0.1", 0))
             meeting.listen(self.count + 16)
@@ -206,7 +204,8 @@ class Launcher:
         elif first is not None and codes[first] < 0:
             self._say_lost(first, f"was ended by {signal.Signals(-codes[first]).name}")
         elif first is not None:
-            if any(code != codes[first] for code in codes):
+            told = first == 0 and codes[first] != ExitCode.BUG  # as something that is wrong for all of them
+            if not told and any(code != codes[first] for code in codes):
                 self._say(first, f"failed with exit code {codes[first]}")
             return codes[first]
         elif early := [rank for rank in self.ended if codes[rank] in well]:

@@ -25,6 +25,8 @@ JOINING = timedelta(minutes=10)
 LONGEST = timedelta(hours=1)
 """How long one process may compute while the others wait for it."""
 MESSAGE = 2**24  # numbers
+LAUNCHER = "DIFFKIT_LAUNCHER"
+"""The environment variable with the process that has started the others, where that was `--gpus`."""
 STORE = "DIFFKIT_STORE"
 """The environment variable with the first process's socket for the common store, listening already."""
 
@@ -133,12 +135,14 @@ def joined(device: str) -> Iterator[World]:
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = _store(rank, size)
-    own = dist.PrefixStore("diffkit", store)  # type: ignore[attr-defined]
-    peers = Peers(own, rank, size)
-    # Messages between CPUs go over gloo whatever the device, so that a flag never waits for a GPU's queue.
-    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
+    try:
+        store = _store(rank, size)
+        peers = Peers(dist.PrefixStore("diffkit", store), rank, size)  # type: ignore[attr-defined]
+        # Messages between CPUs go over gloo whatever the device, so that a flag never waits for a GPU's queue.
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
+    except RuntimeError as error:
+        raise _not_met(rank, size, error) from error
     try:
         yield World(rank, size, peers)
     except OtherFailed:
@@ -151,6 +155,18 @@ def joined(device: str) -> Iterator[World]:
         dist.destroy_process_group()  # would wait, in the other cases, for those that do not come
     finally:
         peers.close()
+
+
+def _not_met(rank: int, size: int, error: RuntimeError) -> OtherFailed:
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    failed = OtherFailed(
+        f"Rank {rank} of {size} could not meet the others at {where}: {reason}",
+        "Another process has ended while they began, or there is no connection to that address.",
+    )
+    failed.silent = LAUNCHER in os.environ  # by a launcher that says which process has ended
+    failed.personal = not failed.silent
+    return failed
 
 
 def _store(rank: int, size: int) -> Store:
