@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from conftest import TINY, call_diffkit, run_diffkit
 from diffkit.durable import read_lines
-from diffkit.engine.distributed import OtherFailed, World
+from diffkit.engine.distributed import World
+from diffkit.engine.peers import OtherFailed
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.measure.features import features
 from diffkit.measure.images import ImageSet

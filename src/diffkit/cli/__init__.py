@@ -83,8 +83,11 @@ def main() -> None:
     """Run the command line; errors become a few lines on standard error and an exit code."""
     # Like Ctrl-C, so that what is half done is cleaned up. (Training has its own way.)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from diffkit.cli.launch import report_exit
+    from diffkit.cli.launch import leave, watch_launcher
+    from diffkit.engine.processors import set_up_openmp
 
+    set_up_openmp()
+    watch_launcher()
     code = int(ExitCode.BUG)
     try:
         app()
@@ -97,20 +100,23 @@ def main() -> None:
         sys.exit(code)
     except KeyboardInterrupt:
         code = int(ExitCode.INTERRUPTED)
-        print("Interrupted.", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("Interrupted.", file=sys.stderr)
         sys.exit(code)
     except Exception as error:
         _explain_bug(error)
         sys.exit(code)
     finally:
-        report_exit(code)
+        leave(code)
 
 
 def _explain(error: DiffkitError) -> None:
     from diffkit.cli.console import err, plain
 
+    if error.silent:
+        return
     # What is wrong with the command, or with the data, the first of several processes says for all.
-    common = error.code in {ExitCode.USAGE, ExitCode.DATA} or error.silent
+    common = error.code in {ExitCode.USAGE, ExitCode.DATA}
     err.quiet = err.quiet and common and not error.personal
     if _debugging():
         err.print_exception()
@@ -122,6 +128,8 @@ def _explain(error: DiffkitError) -> None:
 def _explain_bug(error: Exception) -> None:
     from diffkit.cli.console import err, plain
 
+    if getattr(error, "silent", False):
+        return
     err.quiet = False
     if _debugging():
         err.print_exception()

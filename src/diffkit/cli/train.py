@@ -120,7 +120,7 @@ def train(
     from diffkit.errors import DiffkitError
 
     if gpus > 1 and not launched():
-        launch(gpus, device)
+        launch(gpus, device, resumable=True)
     if steps is not None and epochs is not None:
         raise DiffkitError("--steps and --epochs both say how long to train.", "Give one of them.")
     if epochs is not None and not 0 < epochs < float("inf"):

@@ -157,7 +157,8 @@ class Model:
 
         asked = self.wishes(wishes)
         batch_size = batch_size or self.default_batch
-        return sample(self.denoiser, self.spec, plan, indices, asked, batch_size=batch_size, size=size)
+        made = sample(self.denoiser, self.spec, plan, indices, asked, batch_size=batch_size, size=size)
+        return self.world.computed(made)
 
     def trajectory(
         self, plan: Plan, count: int, wishes: Wishes | None = None

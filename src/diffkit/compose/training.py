@@ -150,7 +150,7 @@ class Training:
         from diffkit.core.denoiser import squared_error
         from diffkit.engine.train import train
 
-        return train(
+        steps = train(
             self.state,
             self.denoiser,
             self.batches(),
@@ -166,6 +166,7 @@ class Training:
             on_nan=on_nan,
             passed_over=passed_over,
         )
+        return self.world.computed(steps)
 
     @property
     def report_every(self) -> int:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from diffkit import durable
-from diffkit.engine.distributed import ALONE, OtherFailed, World
+from diffkit.engine.distributed import ALONE, World
 from diffkit.engine.modelfile import read_tensors, write_tensors
+from diffkit.engine.peers import OtherFailed
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.measure.images import ImageSet
 
