@@ -7,6 +7,8 @@ READY := .venv/ready
 DATA ?= demo/data
 IMAGES ?=
 SEED ?= 0
+# The tests run in as many processes as there are processors, at most eight, of one thread each.
+PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-long lint bench bench-gpu samplers clean
 
@@ -14,11 +16,11 @@ demo: $(READY)
 	$(BIN)/diffkit demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # With what takes minutes, or a C++ compiler.
 test-long: $(READY)
-	DIFFKIT_LONG=1 $(BIN)/python -m pytest -q
+	DIFFKIT_LONG=1 $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -63,7 +63,7 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
         training = prepare_training({"data": {"path": str(data)}}, store, run, str(device))
-        training.create()
+        training.begin()
         copied, waits = training.saver.copied, [0.0]
 
         def timed() -> None:

@@ -32,7 +32,7 @@ def measured(run: Path) -> dict[str, Any]:
         Way(model, {}, "dpmpp-2m-sde", GRID, 30),
         Way(model, {}, "ancestral", "linear", 1000),
     ]
-    found = run_through(compare(Reference.of(model, run, None, "lite0"), "all", "kid", ways, IMAGES))
+    found = run_through(compare(Reference.of(model, None, "lite0"), "all", "kid", ways, IMAGES))
     size = f"{model.spec.width}x{model.spec.height}"
     about = {"size": size, "images_seen": model.images_seen, "environment": environment()}
     return {**about, "ways": [each.to_dict() for each in found]}

@@ -96,7 +96,7 @@ class Measured:
         from diffkit.compose.comparison import Way, compare, real_against_real
         from diffkit.compose.reference import Reference, run_through
 
-        reference = Reference.of(self.model, self.run, None, "lite0")
+        reference = Reference.of(self.model, None, "lite0")
         ways = [
             Way(self.model, {}, sampler, grid, calls if SAMPLERS[sampler] == 1 else (calls + 1) // 2)
             for sampler, grid in chosen

@@ -55,7 +55,7 @@ def main() -> None:
     ways = {"cubic": cubic(small, factor)}
     for steps in STEPS:
         ways[f"diffkit, {steps} steps"] = model.collect(model.plan(steps=steps), len(real), Wishes(inputs=shown))
-    reference = Reference.of(model, run, None, "lite0")
+    reference = Reference.of(model, None, "lite0")
     truth = run_through(reference.look_at(made(real, None, "originals")))
     figures: dict[str, Any] = {}
     for name, images in ways.items():

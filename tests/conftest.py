@@ -1,11 +1,11 @@
-"""What all tests share: few threads, a small prepared data set, a shared tiny run."""
+"""What all tests share: one thread a process, a small prepared data set, a shared tiny run."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several run at once
 
 import io
 import subprocess

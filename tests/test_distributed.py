@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from conftest import TINY, call_diffkit, run_diffkit
 from diffkit.durable import read_lines
-from diffkit.engine.distributed import OtherFailed, World
+from diffkit.engine.distributed import World
+from diffkit.engine.peers import OtherFailed
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.measure.features import features
 from diffkit.measure.images import ImageSet
@@ -147,7 +149,7 @@ def test_two_processes_evaluate_like_one(
     folders = [tmp_path / f"{name}/diffkit/features" for name in ("one", "two")]
     assert {path.name for path in folders[0].iterdir()} == {path.name for path in folders[1].iterdir()}
     for path in folders[0].iterdir():
-        np.testing.assert_allclose(np.load(folders[1] / path.name), np.load(path), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(load_file(folders[1] / path.name), load_file(path), rtol=1e-3, atol=1e-4)
 
 
 def test_what_cannot_be_shared_is_refused(dataset: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_posthoc_averages_equal_directly_tracked_ones_within_a_hundredth(dataset
     direct = {length: copy.deepcopy(network) for length in (0.04, 0.06, 0.08, 0.12)}
     levels = over_range(cosine, 0.002, 80.0, 1.0)
     batches = Batches(store, store.spec, 0, flip=False, label_dropout=0.1)
-    until, header = 320 * 8, {"settings": {}, "spec": {}, "mean": []}
+    until, header = 320 * 8, {"settings": {}, "spec": store.spec.to_dict(), "mean": list(store.mean)}
     for progress in train(
         state, Denoiser(network, v), batches, levels, squared_error, recipe, until_images=until, report_every=1000
     ):

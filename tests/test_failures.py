@@ -1,291 +1,274 @@
-"""What is the machine's or the user's fault is said to be so: never a bug, never a traceback."""
+"""What ends a training before its time: its last sound state is saved, and whose part it was is said."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
-import subprocess
+import importlib
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
 from conftest import TINY, call_diffkit
-from diffkit import durable, paths
-from diffkit.cli import evaluate
-from diffkit.cli.failure import as_diffkit_error
-from diffkit.compose import sampled
-from diffkit.config import parse_value, read_toml
-from diffkit.errors import DiffkitError, ExitCode
+from diffkit import durable
+from diffkit.core.ema import update_ema
+from diffkit.engine.checkpoint import latest_checkpoint
+from diffkit.engine.train import State
+from diffkit.errors import ExitCode
+from test_train import recipe, same_files, small_network, state_file, trained
 
-CAPABILITIES = (0x20080522, 0)  # the version of the kernel's interface, this process
-OVERRIDE = 0b110  # of permissions, to write and to read
+BATCH = 5
+PLUGIN = """
+import torch
+from torch import nn
+from diffkit import hookimpl
+from diffkit.core.samplers.onestep import euler
+
+FAILING, AT, calls = "", 0, 0
+
+def _call(part):
+    global calls
+    if part != FAILING:
+        return
+    calls += 1
+    if calls == AT:
+        ERROR()
+
+def tangent(t):
+    if len(t) == 5:  # a training step
+        _call("scheduler")
+    return torch.tan(t * 1.5)
+
+def plain(s, density):
+    if len(s) == 5:
+        _call("weighting")
+    return torch.ones_like(s)
+
+def darker(images, draw, mask):
+    if len(images) == 5:
+        _call("task")
+    return images[:, :1] / 2
+
+class Network(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm2d(channels), nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, x, c_noise, image=None, label=None):
+        x = x if image is None else torch.cat([x, image], 1)
+        x = self.norm(x)
+        if self.training:
+            _call("backbone")
+        return self.out(x)
+
+def small(spec):
+    return Network(spec.channels + spec.image_channels)
+
+def slow(denoise, x, sigmas, noise):
+    _call("sampler")
+    yield from euler(denoise, x, sigmas, noise)
+
+@hookimpl
+def schedules():
+    return {"tangent": tangent}
+
+@hookimpl
+def weightings():
+    return {"plain": plain}
+
+@hookimpl
+def tasks():
+    return {"darker": darker}
+
+@hookimpl
+def backbones():
+    return {"small": small}
+
+@hookimpl
+def samplers():
+    return {"slow": slow}
+"""
 
 
 @pytest.fixture
-def forbidden(tmp_path: Path) -> Iterator[None]:
-    """Permissions hold for this process too, even if it is root's. `tmp_path / "locked"` is opened in the end."""
-    libc, who, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(*CAPABILITIES), (ctypes.c_uint32 * 6)()
-    if root := os.geteuid() == 0:
-        if not hasattr(libc, "capset") or libc.capget(who, held):
-            pytest.skip("root may do everything here")
-        before = held[0]
-        held[0] &= ~OVERRIDE
-        libc.capset(who, held)
-    yield
-    if root:
-        held[0] = before
-        libc.capset(who, held)
-    (tmp_path / "locked").chmod(0o755)
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A plugin of every kind of part, installed as pip would; the attributes of its module say when it fails."""
+    home = tmp_path / "site"
+    info = home / "ill-2.5.dist-info"
+    info.mkdir(parents=True)
+    (home / "ill_parts.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ill\nVersion: 2.5\n")
+    (info / "entry_points.txt").write_text("[diffkit]\nill = ill_parts\n")
+    monkeypatch.syspath_prepend(str(home))
+    importlib.invalidate_caches()
+    yield importlib.import_module("ill_parts")  # type: ignore[misc]
+    del sys.modules["ill_parts"]
 
 
-def test_what_may_not_be_read_is_said_to_be_so(tmp_path: Path, forbidden: None) -> None:
-    (tmp_path / "locked" / "run").mkdir(parents=True)
-    (tmp_path / "locked").chmod(0)
-    for check in (paths.exists, paths.is_file, paths.is_folder):
-        with pytest.raises(DiffkitError, match=r"No permission to read .*locked") as caught:
-            check(tmp_path / "locked" / "run")
-        assert caught.value.code == ExitCode.MACHINE
-        assert not check(tmp_path / "nothing") and not check(tmp_path / "a" / ("x" * 300))
-    for words in (
-        ("show", "locked/run"),
-        ("sample", "locked/run", "-o", "s"),
-        ("evaluate", "locked/run"),
-        ("report", "locked/run"),
-        ("train", "locked/run", "-o", "r"),
-        ("prepare", "locked/run", "-o", "d"),
-        ("plan", "locked/run"),
-        ("ema", "locked/run", "--length", "0.1"),
-    ):
-        done = call_diffkit(*words, cwd=tmp_path)
-        assert (done.returncode, "o permission to read" in done.stderr) == (4, True), (words, done.stderr)
+def fails(plugin: SimpleNamespace, part: str, at: int, error: BaseException) -> None:
+    def raising() -> None:
+        raise error
+
+    plugin.FAILING, plugin.AT, plugin.calls, plugin.ERROR = part, at, 0, raising
+
+
+def command(dataset: Path, run: Path, *more: object) -> tuple[object, ...]:
+    always = ("--batch-size", BATCH, "--device", "cpu", "--precision", "float32", "--validate-every", 0)
+    return ("train", dataset, "-o", run, "--backbone", "small", "--preview-every", 0, *always, *more)
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "words"),
+    ("part", "options", "error"),
     [
-        (OSError(errno.EIO, "Input/output error", "/data/x"), 4, "Cannot use /data/x: Input/output error"),
-        (OSError(errno.ENOTCONN, "?", b"/mnt/a", None, "/mnt/b"), 4, "/mnt/a and /mnt/b: Transport endpoint"),
-        (OSError(errno.ELOOP, "?"), 4, "Too many levels of symbolic links"),
-        (BrokenPipeError(errno.EPIPE, "?"), 4, "Broken pipe"),
-        (MemoryError(), 4, "too little free memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 99 bytes"), 4, "too little free memory"),
-        (RecursionError(), 2, "nested too deeply"),
-        (OverflowError("int too large to convert to float"), 2, "too large"),
-        ("\udce9", 2, "surrogates not allowed"),
+        ("scheduler 'tangent'", ("--scheduler", "tangent"), RuntimeError("boom")),
+        ("scheduler 'tangent'", ("--scheduler", "tangent"), SystemExit(0)),
+        ("scheduler 'tangent'", ("--scheduler", "tangent"), GeneratorExit()),
+        ("scheduler 'tangent'", ("--scheduler", "tangent"), StopIteration()),
+        ("weighting 'plain'", ("--weighting", "plain"), KeyboardInterrupt()),
+        ("task 'darker'", ("--task", "darker"), ValueError("boom")),
+        ("backbone 'small'", (), IndexError("boom")),
     ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_what_nobody_foresaw_is_told_apart(error: Exception | str, code: int, words: str) -> None:
-    import torch  # noqa: F401
+def test_a_part_that_fails_in_a_step_is_named_and_the_steps_before_it_are_kept(
+    plugin: SimpleNamespace, dataset: Path, tmp_path: Path, part: str, options: tuple[str, ...], error: BaseException
+) -> None:
+    fails(plugin, part.split()[0], 4, error)
+    done = call_diffkit(*command(dataset, tmp_path / "run", *options, "--steps", 6))
+    assert done.returncode == ExitCode.BUG, done.stderr
+    assert f"The {part} of the plugin ill 2.5 failed after {3 * BATCH} images: {type(error).__name__}" in done.stderr
+    assert "Saved; the same command goes on from there." in done.stderr
+    fails(plugin, "", 0, error)
+    whole = call_diffkit(*command(dataset, tmp_path / "whole", *options, "--steps", 3))
+    assert whole.returncode == 0, whole.stderr
+    same_files(state_file(tmp_path / "run"), state_file(tmp_path / "whole"))
+    assert call_diffkit(*command(dataset, tmp_path / "run", *options, "--steps", 6)).returncode == 0
 
-    if isinstance(error, str):
-        with pytest.raises(UnicodeEncodeError) as caught:
-            error.encode()
-        error = caught.value
-    found = as_diffkit_error(error)
-    assert found is not None and found.code == code and words in found.message
-    assert as_diffkit_error(ZeroDivisionError()) is None
+
+def test_a_sampler_that_fails_in_a_preview_costs_no_step(
+    plugin: SimpleNamespace, dataset: Path, tmp_path: Path
+) -> None:
+    fails(plugin, "sampler", 3, SystemExit(0))  # it is tried at the beginning, and before it is used
+    sampler = ("--set", "sample.sampler=slow", "--preview-every", 3 * BATCH)
+    done = call_diffkit(*command(dataset, tmp_path / "run", *sampler, "--steps", 6))
+    assert done.returncode == ExitCode.BUG, done.stderr
+    assert f"The sampler 'slow' of the plugin ill 2.5 failed after {3 * BATCH} images: SystemExit: 0." in done.stderr
+    found, _ = latest_checkpoint(tmp_path / "run/checkpoints")
+    assert found is not None and found.images_seen == 3 * BATCH
 
 
-def test_input_and_output_errors_in_prepare_name_the_machine(
+def test_where_the_state_cannot_be_saved_either_both_are_said(
+    plugin: SimpleNamespace, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: object, data: object) -> None:
+        raise OSError(28, "no space")
+
+    def boom() -> None:
+        monkeypatch.setattr(durable, "write", full)
+        raise RuntimeError("boom")
+
+    fails(plugin, "backbone", 4, RuntimeError())
+    plugin.ERROR = boom
+    done = call_diffkit(*command(dataset, tmp_path / "run", "--steps", 6))
+    assert done.returncode == ExitCode.BUG
+    assert "RuntimeError: boom." in done.stderr and "It could not be saved: Disk full: need" in done.stderr
+    checkpoint, problems = latest_checkpoint(tmp_path / "run/checkpoints")
+    assert checkpoint is not None and (checkpoint.images_seen, problems) == (0, {})
+
+
+def test_an_error_of_our_own_is_a_bug_after_which_the_run_goes_on(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(file: object, data: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+    def broken(state: object, *rest: object) -> None:
+        if update_count.append(1) or len(update_count) == 4:
+            raise ZeroDivisionError("ours")
+        update(state, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(durable, "write", fails)
-    done = call_diffkit("prepare", dataset.parent / "images", "-o", tmp_path / "set", "--size", 12)
-    assert done.returncode == 4 and "Input/output error" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    update_count: list[int] = []
+    update = State.update
+    arguments = ("train", dataset, "-o", tmp_path / "run", "--steps", 6, *TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "update", broken)
+        done = call_diffkit(*arguments)
+    assert done.returncode == ExitCode.BUG
+    assert "saved at 24 images" in done.stderr and "Bug: ZeroDivisionError: ours" in done.stderr
+    again = call_diffkit(*arguments)
+    assert again.returncode == 0 and "going on from 24 images" in again.stderr
 
 
-def test_without_a_home_there_is_a_cache_for_the_time_of_the_process(
+def test_a_state_of_two_steps_at_once_is_never_saved(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "no"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    durable.process_folder.cache_clear()
-    done = call_diffkit("train", dataset, "-o", tmp_path / "run", "--steps", 1, *TINY)
-    assert done.returncode == 0 and done.stderr.count("cannot be written") == 1
-    assert durable.process_folder().parent == tmp_path and durable.process_folder().is_dir()
-    durable.process_folder.cache_clear()
-    code = "from diffkit import durable; print(durable.process_folder())"
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert there and not Path(there).exists()
+    from diffkit.engine import train as module
 
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+    def broken(*arguments: Any) -> None:
+        if calls.append(1) or len(calls) == 4:
+            raise RuntimeError("amid the update")
+        update_ema(*arguments)
 
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.setattr(durable, "process_folder", lambda: tmp_path)
-    assert durable.cache_folder() == tmp_path
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
-    assert durable.cache_folder() == tmp_path / "mine" / "diffkit"
+    calls: list[int] = []
+    monkeypatch.setattr(module, "update_ema", broken)
+    done = call_diffkit("train", dataset, "-o", tmp_path / "run", "--steps", 6, *TINY)
+    assert done.returncode == ExitCode.BUG
+    assert "Not saved at 24 images" in done.stderr
+    checkpoint, problems = latest_checkpoint(tmp_path / "run/checkpoints")
+    assert checkpoint is not None and (checkpoint.images_seen, problems) == (0, {})
 
 
-def test_samples_that_the_temporary_disk_has_no_room_for_are_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(sampled._storage((2, 3, 3, 1)), np.memmap)
+def test_whoever_stops_listening_finds_the_training_saved(dataset: Path, tmp_path: Path) -> None:
+    from diffkit.compose import prepare_training
+    from diffkit.engine.session import Cadence
+    from diffkit.engine.store import Store
+    from diffkit.rundir import RunDir
 
-    def full(descriptor: int, offset: int, length: int) -> None:
-        assert length == 18
-        raise OSError(errno.ENOSPC, "No space left on device")
+    backbone = {"name": "unet", "width": 8, "multipliers": [1, 2], "blocks": 1, "attention": 0}
+    given = {"backbone": backbone, "train": {"batch_size": 8, "precision": "float32"}, "data": {"path": str(dataset)}}
+    training = prepare_training(given, Store.open(dataset), RunDir(tmp_path / "run"), "cpu")
+    training.begin()
+    events = training.start(Cadence(None), report_every=1, should_stop=lambda: False)
+    for _ in zip(range(3), events, strict=False):
+        pass
+    events.close()
+    found, _ = latest_checkpoint(tmp_path / "run/checkpoints")
+    assert found is not None and found.images_seen == training.state.images_seen == 24
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    found = sampled._storage((2, 3, 3, 1))
-    assert not isinstance(found, np.memmap) and found.shape == (2, 3, 3, 1)
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("std::bad_alloc"), RuntimeError("std::bad_alloc")])
+def test_want_of_memory_halves_the_pass_whatever_its_name(error: Exception) -> None:
+    def objective(denoiser, clean, s, noise, condition):  # type: ignore[no-untyped-def]
+        if len(clean) > 4:
+            raise error
+        return (denoiser(clean, s, condition) - clean).square().mean((1, 2, 3))
+
+    def same(denoiser, clean, s, noise, condition):  # type: ignore[no-untyped-def]
+        return (denoiser(clean, s, condition) - clean).square().mean((1, 2, 3))
+
+    assert trained(recipe(), 40, objective=objective)[1] == pytest.approx(trained(recipe(), 40, objective=same)[1])
 
 
-def test_figures_of_a_run_that_may_only_be_read_are_shown(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_too_little_memory_for_one_image_is_the_machines_and_says_how_much_is_needed(
+    plugin: SimpleNamespace, dataset: Path, tmp_path: Path
 ) -> None:
-    def refused(path: Path, record: object) -> None:
-        raise DiffkitError(f"Cannot write {path}: Permission denied.", code=ExitCode.MACHINE)
+    def greedy() -> None:
+        plugin.calls = 3  # and again
+        raise MemoryError
 
-    monkeypatch.setattr(evaluate.durable, "append_line", refused)
-    options = ("-n", 20, "--steps", 1, "--device", "cpu")
-    done = call_diffkit("evaluate", run, "-o", tmp_path / "there", *options)
-    assert done.returncode == 0 and "KD-lite0" in done.stdout
-    assert "Not kept" in done.stderr and "Permission denied" in done.stderr
-    assert {path.name for path in (tmp_path / "there").iterdir()} == {"evaluation.json", "nearest.png"}
-
-
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, forbidden: None) -> None:
-    from diffkit.cli.console import require_vacant
-
-    (tmp_path / "locked").mkdir(mode=0o555)
-    with pytest.raises(DiffkitError, match=r"No permission to write in .*locked"):
-        require_vacant(tmp_path / "locked" / "new" / "samples")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DiffkitError, match="no folder in the file"):
-        require_vacant(tmp_path / "file" / "samples")
-    require_vacant(tmp_path / "new" / "samples")
+    fails(plugin, "backbone", 4, MemoryError())
+    plugin.ERROR = greedy
+    done = call_diffkit(*command(dataset, tmp_path / "run", "--steps", 6))
+    assert done.returncode == ExitCode.MACHINE, done.stderr
+    assert "with a single image" in done.stderr and "it needs about" in done.stderr and "Saved;" in done.stderr
+    assert done.stderr.count("Out of memory") == 2  # 5 images, 2, 1
 
 
-def test_films_sheets_reports_and_models_may_go_into_new_folders(run: Path, tmp_path: Path) -> None:
-    options = ("--steps", 1, "--device", "cpu")
-    film = call_diffkit("interpolate", run, "-o", "a/b/x.gif", "--seeds", "0,1", "--frames", 1, *options, cwd=tmp_path)
-    sheet = call_diffkit("trajectory", run, "-o", "c/x.png", "-n", 1, *options, cwd=tmp_path)
-    page = call_diffkit("report", run, "-o", "d/e/x.html", "--no-trajectory", cwd=tmp_path)
-    assert [done.returncode for done in (film, sheet, page)] == [0, 0, 0]
-    assert all((tmp_path / name).is_file() for name in ("a/b/x.gif", "c/x.png", "d/e/x.html"))
-
-
-def test_an_empty_or_undecodable_argument_is_refused(run: Path, tmp_path: Path) -> None:
-    done = call_diffkit("sample", run, "-o", "", cwd=tmp_path)
-    assert done.returncode == 2 and "empty argument after -o" in done.stderr
-    done = call_diffkit("sample", run, "-o", os.fsdecode(b"caf\xe9"), cwd=tmp_path)
-    assert done.returncode == 2 and "not UTF-8" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_new_run_beside_another_says_why(dataset: Path, tmp_path: Path) -> None:
-    command = ("train", dataset, "--steps", 1, *TINY)
-    assert call_diffkit(*command, cwd=tmp_path).returncode == 0
-    done = call_diffkit(*command, "--lr", "3e-4", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "A new run, runs/set-2: runs/set was begun with train.lr = 0.0" in " ".join(done.stderr.split())
-    assert "not 0.0003" in done.stderr
-    again = call_diffkit(*command, "--lr", "3e-4", cwd=tmp_path)
-    assert again.returncode == 0 and "A new run" not in again.stderr
-
-
-SETTINGS = [
-    "train=5",
-    "train.lr=nan",
-    "train.clip=inf",
-    "train.warmup_images=" + "9" * 30,
-    "train.seed=0x" + "f" * 6000,
-    "train.seed=" + "9" * 6000,
-    "train.lr=" + "[" * 2000,
-    "scheduler=5",
-    "sample.steps=1e9",
-    "backbone.width=0",
-    "sample.sampler='adaptive:tolerance=1e-30'",
-    "sample.scheduler='karras:rho=0'",
-]
-PARTS = [
-    ("--scheduler", "karras:rho=0"),
-    ("--scheduler", "karras:rho=nan"),
-    ("--scheduler", "lognormal:std=0"),
-    ("--scheduler", "sigmoid:tau=0"),
-    ("--scheduler", "loglinear:sigma_min=-1"),
-    ("--prediction", "edm:sigma_data=0"),
-    ("--prediction", "edm:sigma_data=1e300"),
-    ("--backbone", "unet:width=0"),
-    ("--backbone", "unet:multipliers=[]"),
-    ("--weighting", "p2:k=0,gamma=-1e9"),
-    ("--task", "super-resolution:factor=0"),
-    ("--batch-size", "\u00b2"),
-    ("--time", "9" * 400 + "h"),
-    ("--steps", "1" + "0" * 400),
-    ("--epochs", "nan"),
-    ("--size", "99999999999"),
-]
-
-
-@pytest.mark.parametrize(
-    "options", [*(("--set", each) for each in SETTINGS), *PARTS], ids=lambda each: " ".join(each)[:40]
-)
-def test_settings_that_make_no_sense_are_refused_before_anything_is_written(
-    dataset: Path, tmp_path: Path, options: tuple[str, str]
-) -> None:
-    done = call_diffkit("train", dataset, "-o", tmp_path / "run", "--device", "cpu", *options)
-    assert done.returncode == 2, done.stderr
-    assert "Bug" not in done.stderr and len(done.stderr) < 1000
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_network_that_the_memory_cannot_hold_is_refused_before_it_is_made(dataset: Path, tmp_path: Path) -> None:
-    for width in (8192, 10**12):
-        done = call_diffkit(
-            "train", dataset, "-o", tmp_path / "run", "--device", "cpu", "--backbone", f"unet:width={width}"
-        )
-        assert done.returncode == 4 and "memory" in done.stderr, done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--sampler", "adaptive:tolerance=0"),
-        ("--sampler", "ancestral:eta=nan"),
-        ("--scheduler", "karras:rho=0"),
-        ("--steps", "1000000000000000000000000000000"),
-        ("-n", "1000000000000"),
-        ("--seed", "9" * 30),
-        ("--guidance", "nan"),
-        ("--class", "high=nan"),
-        ("--guidance-interval", "nan,nan"),
-    ],
-    ids=" ".join,
-)
-def test_samples_that_cannot_be_made_are_refused(run: Path, tmp_path: Path, options: tuple[str, str]) -> None:
-    done = call_diffkit("sample", run, "-o", tmp_path / "out", "--device", "cpu", *options)
-    assert done.returncode == 2 and "Bug" not in done.stderr, done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_recipe_is_any_text_of_settings_and_nothing_else(tmp_path: Path) -> None:
-    file = tmp_path / "recipe.toml"
-    file.write_bytes(b"\xef\xbb\xbfpreset = 'tiny'\n")  # as Windows' editors save it
-    assert read_toml(file) == {"preset": "tiny"}
-    wrong = {
-        b"a = " + b"[" * 5000: "nested too deeply",
-        b"a = " + b"9" * 6000: "not valid TOML",
-        b"\xff\xfe\x00": "not valid TOML",
-        b"#" * (2**20 + 1): "larger than 1 MiB",
-    }
-    for content, words in wrong.items():
-        file.write_bytes(content)
-        with pytest.raises(DiffkitError, match=words):
-            read_toml(file)
-    with pytest.raises(DiffkitError, match="Is a directory"):
-        read_toml(tmp_path)
-    with pytest.raises(DiffkitError, match="too large"):
-        parse_value("9" * 6000)
+def test_a_pass_that_is_given_up_leaves_no_trace_in_the_buffers() -> None:
+    network = torch.nn.Sequential(small_network(), torch.nn.BatchNorm2d(1))
+    state = State(network, recipe())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.train()[1](torch.randn(4, 1, 8, 8))
+    assert not torch.equal(network[1].running_mean, before["1.running_mean"])  # type: ignore[arg-type]
+    state.forget_pass()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

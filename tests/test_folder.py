@@ -16,7 +16,7 @@ from diffkit.datasets import archive
 from diffkit.datasets.folder import folder
 from diffkit.datasets.imagefile import RejectedImage, open_image
 from diffkit.errors import DiffkitError, ExitCode
-from diffkit.interfaces import Example
+from diffkit.interfaces import Account, Example, account_of
 
 
 def picture(format: str = "PNG") -> bytes:
@@ -47,6 +47,10 @@ def ids(root: Path, **options: object) -> list[str | None]:
 
 def labels(root: Path, **options: object) -> list[str | None]:
     return [example.label for example in folder(str(root), **options)]
+
+
+def account(root: Path, **options: object) -> Account:
+    return account_of(folder(str(root), **options))
 
 
 def decoded(example: Example) -> Image.Image:
@@ -181,8 +185,8 @@ def test_useless_paths_are_explained(tmp_path: Path) -> None:
     assert ".heic (2), no extension (1)" in str(failure(tmp_path / "other"))
 
 
-def test_an_unreadable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grow(tmp_path, "secret/1.png")
+def test_an_unreadable_folder_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(tmp_path, "secret/1.png", "a/1.png")
     scan = os.scandir
 
     def guarded(path: Path) -> object:
@@ -191,7 +195,11 @@ def test_an_unreadable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    assert "secret: Permission denied" in str(failure(tmp_path))
+    assert ids(tmp_path) == ["a/1.png"]
+    assert account(tmp_path).skipped == [("secret/", "folder cannot be read: Permission denied")]
+    assert "secret: Permission denied" in str(failure(tmp_path / "secret"))
+    (tmp_path / "a" / "1.png").unlink()
+    assert "secret/: folder cannot be read: Permission denied" in str(failure(tmp_path))
 
 
 def test_a_zip_is_read_like_a_folder(tmp_path: Path) -> None:
@@ -204,11 +212,111 @@ def test_a_zip_is_read_like_a_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.zip"]
 
 
-def test_a_single_folder_around_a_zip_is_no_class(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "x.zip", "set/b/1.png", "set/a/2.png")
-    assert labels(path) == ["a", "b"]
-    assert labels(path, labels="path") == ["a", "b"]
-    assert ids(path) == ["set/a/2.png", "set/b/1.png"]
+LAYOUTS: list[tuple[list[str], list[str | None], list[str | None]]] = [
+    # names, classes, parts
+    (["set/a/2.png", "set/b/1.png"], ["a", "b"], [None] * 2),
+    (["x/y/z/a/2.png", "x/y/z/b/1.png"], ["a", "b"], [None] * 2),
+    (["train/a/1.png", "train/b/1.png", "val/a/1.png"], ["a", "b", "a"], ["train", "train", "holdout"]),
+    (["set/Test/a/1.png", "set/Train/a/1.png", "set/Train/b/1.png"], ["a", "a", "b"], ["holdout", "train", "train"]),
+    (["test/1.png", "train/1.png", "validation/1.png"], [None] * 3, ["holdout", "train", "holdout"]),
+    (["a/train/1.png", "a/valid/1.png", "b/train/1.png"], ["a", "a", "b"], ["train", "holdout", "train"]),
+    (["train/set/a/1.png", "train/set/b/1.png", "dev/set/a/1.png"], ["a", "a", "b"], ["holdout", "train", "train"]),
+    (["test/a/1.png", "val/b/1.png"], ["a", "b"], [None] * 2),
+    (
+        ["loose.png", "train/a/1.png", "train/b/1.png", "val/a/1.png"],
+        [None, "a", "b", "a"],
+        ["train"] * 3 + ["holdout"],
+    ),
+    (["extra/1.png", "train/1.png", "val/1.png"], ["extra", "train", "val"], [None] * 3),
+    (["bus/1.png", "train/1.png"], ["bus", "train"], [None] * 2),
+    (["train/a/1.png", "train/b/1.png"], ["a", "b"], [None] * 2),
+    (["a/1.png", "loose.png"], [None, None], [None] * 2),
+]
+
+
+@pytest.mark.parametrize(("names", "classes", "parts"), LAYOUTS)
+def test_folders_and_archives_of_them_mean_the_same(
+    tmp_path: Path, names: list[str], classes: list[str | None], parts: list[str | None]
+) -> None:
+    for name in names:
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(picture())
+    packed = zipped(tmp_path / "posix.zip", *names)
+    with zipfile.ZipFile(tmp_path / "windows.zip", "w") as file:
+        for name in names:
+            info = zipfile.ZipInfo("x")
+            info.filename = name.replace("/", "\\")
+            file.writestr(info, picture())
+    for root in (tmp_path / "folder", packed, tmp_path / "windows.zip"):
+        found = list(folder(str(root)))
+        assert [each.id for each in found] == sorted(names)
+        assert ([each.label for each in found], [each.part for each in found]) == (classes, parts)
+        for each in found:
+            decoded(each).close()
+        assert account(root).remarks == account(packed).remarks
+
+
+def test_what_the_folders_mean_is_said_and_can_be_said_otherwise(tmp_path: Path) -> None:
+    grow(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png")
+    (split, classes) = account(tmp_path).remarks
+    assert "train/, val/ are taken as a split" in split and "val/ held out" in split and "folder:splits=false" in split
+    assert classes.startswith("2 folders name the classes") and "folder:labels=none" in classes
+    found = list(folder(str(tmp_path), splits=False))
+    assert ([each.label for each in found], [each.part for each in found]) == (["train", "train", "val"], [None] * 3)
+    assert labels(tmp_path, splits=False, labels="path") == ["train/a", "train/b", "val/a"]
+    assert "labels=path" in account(tmp_path, splits=False).remarks[-1]
+    assert labels(tmp_path, labels="none") == [None] * 3
+    beside = account(grow(tmp_path / "mixed", "train/1.png", "val/1.png", "z/1.png")).remarks
+    assert "train/, val/ count as classes, beside z/" in beside[-1]
+
+
+def test_a_class_is_the_same_however_its_accents_are_stored(tmp_path: Path) -> None:
+    grow(tmp_path, "train/caf\u00e9/1.png", "train/tea/1.png", "val/cafe\u0301/1.png")
+    assert labels(tmp_path) == ["caf\u00e9", "tea", "caf\u00e9"]
+
+
+def test_whatever_is_passed_over_is_counted(tmp_path: Path) -> None:
+    grow(
+        tmp_path, "a.HEIC", "b.avif", "c.CR2", "d.txt", "e.txt", "e", ".hidden/1.png", "@eaDir/a.jpg/t.jpg", "x/._1.png"
+    )
+    for name in ("photo", "0a1b", "2024.05.01", "kept.jpg_large", "note.txt", "movie"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" if name == "movie" else picture("JPEG"))
+    os.mkfifo(tmp_path / "pipe")
+    assert ids(tmp_path) == ["0a1b", "photo"]
+    assert refusals(tmp_path) == {}
+    found = account(tmp_path)
+    assert {name: reason.split(":")[0] for name, reason in found.skipped} == {
+        **dict.fromkeys(["a.HEIC", "b.avif", "c.CR2", "movie"], "not a supported format"),
+        "2024.05.01": "an image by its content, with the unknown extension .01",
+        "kept.jpg_large": "an image by its content, with the unknown extension .jpg_large",
+    }
+    assert "Other files, left alone: .txt (3), no extension (2)." in found.remarks
+    assert any("._1.png (1), .hidden (1), @eaDir (1)" in remark for remark in found.remarks)
+
+
+def test_what_diffkit_made_is_passed_over_unless_asked_for(tmp_path: Path) -> None:
+    grow(tmp_path, "a/1.png", "b/1.png", "made/a/0.png", "made/grid.png", "made/samples.jsonl")
+    grow(tmp_path, "runs/r/config.toml", "runs/r/metrics.jsonl", "runs/r/samples/0.png")
+    grow(tmp_path, "samples/1.png", "config.toml")
+    assert ids(tmp_path) == ["a/1.png", "b/1.png", "samples/1.png"]
+    assert [name for name, _ in account(tmp_path).skipped] == ["made/", "runs/r/"]
+    assert "generated=true" in account(tmp_path).skipped[0][1]
+    assert ids(tmp_path, generated=True) == ["a/1.png", "b/1.png", "made/a/0.png", "samples/1.png"]
+    assert ids(tmp_path / "made") == ["a/0.png"]
+    assert ids(tmp_path / "runs") == ["r/samples/0.png"]
+
+
+def test_the_names_in_a_zip_are_those_that_its_packer_meant(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "mac.zip", "cafe\u0301.png", "plain.png")
+    data = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + flags + 1] &= ~8  # without the flag that says UTF-8, as macOS writes it
+    path.write_bytes(data)
+    assert ids(path) == ["cafe\u0301.png", "plain.png"]
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        zipped(tmp_path / "twice.zip", "a.png", "a.png")
+    assert ids(tmp_path / "twice.zip") == ["a.png"]
+    assert "same name" in account(tmp_path / "twice.zip").skipped[0][1]
 
 
 def test_unsafe_zip_members_are_refused_and_nothing_is_extracted(tmp_path: Path) -> None:

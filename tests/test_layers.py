@@ -19,7 +19,7 @@ ALLOWED = {
     "datasets": {"datasets", "durable", "interfaces", "names", "paths", "errors"},
     "extractors": {"extractors", "durable", "errors"},
     "trackers": {"trackers", "interfaces", "errors"},
-    "engine": {"engine", "core", "datasets", "durable", "interfaces", "names", "paths", "errors"},
+    "engine": {"engine", "core", "datasets", "durable", "checksum", "interfaces", "names", "paths", "errors"},
     "measure": {"measure", "engine", "core", "datasets", "durable", "interfaces", "names", "paths", "errors"},
     "compose": {
         "compose",
@@ -37,13 +37,24 @@ ALLOWED = {
     },
     "registry.py": {"builtin", "hookspecs", "errors", "diffkit"},
     "config.py": {"names", "paths", "errors"},
-    "rundir.py": {"config", "durable", "errors"},
+    "rundir.py": {"config", "durable", "paths", "errors"},
     "durable.py": {"errors"},
     "names.py": set(),
     "paths.py": {"errors"},
+    "checksum.py": set(),
     "errors.py": set(),
 }
-NO_TORCH = ["registry.py", "config.py", "rundir.py", "hookspecs.py", "interfaces.py", "builtin.py", "durable.py", "cli"]
+NO_TORCH = [
+    "registry.py",
+    "config.py",
+    "rundir.py",
+    "hookspecs.py",
+    "interfaces.py",
+    "builtin.py",
+    "durable.py",
+    "checksum.py",
+    "cli",
+]
 
 
 def modules(place: str) -> list[Path]:

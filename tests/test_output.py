@@ -187,7 +187,8 @@ def test_a_training_whose_terminal_is_closed_saves_and_can_be_resumed(dataset: P
         drawn += os.read(terminal, 2**16)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
-    assert len(list((run / "checkpoints").glob("images-*"))) == 1
+    saved = {folder.name for folder in (run / "checkpoints").glob("images-*")}
+    assert len(saved - {"images-000000000000"}) == 1
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import call_diffkit, run_diffkit
 from diffkit import durable
 from diffkit.datasets.folder import folder
 from diffkit.datasets.imagefile import Refused
@@ -21,7 +22,7 @@ from diffkit.engine.fitting import draft, fit
 from diffkit.engine.prepare import Event, Finished, Prepared, PrepareOptions, prepare
 from diffkit.engine.store import Store
 from diffkit.errors import DiffkitError, ExitCode
-from diffkit.interfaces import Example
+from diffkit.interfaces import Account, Example, Listing
 
 ORIENTATION = 274
 
@@ -159,6 +160,150 @@ def test_a_single_class_is_no_class(tmp_path: Path) -> None:
     done = finish([Example(noise(n), label="cats") for n in range(3)], tmp_path / "out")
     assert done.spec.classes == ()
     assert not (tmp_path / "out" / "labels-00000.npy").exists()
+
+
+def on_side(held: bool, share: float, start: int = 0) -> np.ndarray:
+    """An image whose content decides for (or against) the hold-out at this share."""
+    sides = (array for array in map(noise, range(start, 9999)) if (fraction(array) < share) == held)
+    return next(sides)
+
+
+def fraction(array: np.ndarray) -> float:
+    return int(hashlib.sha256(array.tobytes()).hexdigest()[:16], 16) / 2**64
+
+
+def test_the_only_image_of_a_class_stays_in_training(tmp_path: Path) -> None:
+    held = [on_side(True, 0.3, start) for start in (0, 500, 1000, 1500)]
+    kept = [on_side(False, 0.3, start) for start in (0, 500, 1000)]
+    examples = [
+        Example(held[0], "rare", "rare"),
+        Example(held[1], "late", "late/0"),
+        Example(held[2], "late", "late/1"),
+        Example(kept[0], "late", "late/2"),
+        Example(kept[1], "many", "many/0"),
+        Example(held[3], "many", "many/1"),
+        Example(kept[2], "many", "many/2"),
+    ]
+    done = finish(examples, tmp_path / "out", options(holdout=0.3))
+    store, records = Store.open(tmp_path / "out"), lines(tmp_path / "out" / "examples.jsonl")
+    parts = {record["id"]: record["part"] for record in records}
+    assert {name for name, part in parts.items() if part == "holdout"} == {"late/0", "late/1", "many/1"}
+    assert done.class_counts == {"late": 1, "many": 2, "rare": 1}
+    assert any("rare: the only image of its class" in remark for remark in done.account.remarks)
+    assert store.index["kept_from_holdout"] == ["rare"]
+    pixels = {example.id: example.image for example in examples}
+    for part in ("train", "holdout"):
+        mine = [record for record in records if record["part"] == part]
+        images, labels = store.gather(np.arange(len(mine)), part)
+        assert labels is not None
+        assert all(np.array_equal(image, pixels[each["id"]]) for image, each in zip(images, mine, strict=True))
+        assert [store.spec.classes[label] for label in labels] == [each["label"] for each in mine]
+    train, _ = store.gather(np.arange(store.count))
+    assert np.allclose(store.mean, (train / 127.5 - 1).mean((0, 1, 2)), atol=1e-12)
+
+
+def test_a_split_of_the_source_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    arrays = [noise(n) for n in range(20)]
+    examples = [
+        Example(array, "ab"[n % 2] if n else "z", str(n), part="train" if n > 7 else "holdout")
+        for n, array in enumerate(arrays)
+    ]
+    done = finish(examples, tmp_path / "kept", options(holdout=0.9))
+    assert (done.count, done.holdout_count) == (12, 8)
+    assert done.account.problems == {"class among held-out images only": ["z"]}
+    parts = [record["part"] for record in lines(tmp_path / "kept" / "examples.jsonl")]
+    assert parts == ["holdout"] * 8 + ["train"] * 12
+    assert finish(examples, tmp_path / "mixed", options(keep_split=False)).count == 20
+
+
+def test_labels_that_look_the_same_are_said(tmp_path: Path) -> None:
+    labels = ["cat", "Cat", "red panda", "Red  Panda", "dog"]
+    done = finish([Example(noise(n), label) for n, label in enumerate(labels)], tmp_path / "out")
+    assert done.account.problems == {
+        "label that differs from another in spelling only": ["Cat, cat", "Red  Panda, red panda"]
+    }
+
+
+def test_attributes_that_never_vary_are_left_out_and_said(tmp_path: Path) -> None:
+    examples = [Example(noise(n), attributes={"age": n, "planet": 3}) for n in range(4)]
+    done = finish(examples, tmp_path / "out")
+    assert [each.name for each in done.spec.attributes] == ["age"]
+    assert "Attributes that are the same in all training images, left out: planet." in done.account.remarks
+
+
+def test_the_account_of_the_source_is_recorded(tmp_path: Path) -> None:
+    account = Account(
+        ["so"], {"row without an image": ["x"]}, [("a.heic", "not a supported format")], {"layout": ["so"]}
+    )
+    done = finish(Listing([Example(noise(1), id="0")], account), tmp_path / "out")
+    assert done.account is account and done.rejected == 0
+    index = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert (index["passed_over"], index["layout"], index["rejected"]) == (1, ["so"], 0)
+    assert lines(tmp_path / "out" / "rejected.jsonl") == [
+        {"id": "a.heic", "path": "a.heic", "reason": "not a supported format"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("account", "extra", "words"),
+    [
+        (Account(skipped=[("a.heic", "not a supported format")]), [], "1 file passed over: a.heic"),
+        (Account(problems={"row without an image": ["x", "y"]}), [], "2 rows without an image: x, y"),
+        (Account(problems={"class among held-out images only": ["x", "y"]}), [], "2 classes among held-out"),
+        (Account(), [Example(Refused("damaged: x"), id="bad")], r"1 image rejected: bad \(damaged: x\)"),
+        (Account(), [Example(noise(9), id="loose")], "1 image without a label: loose"),
+    ],
+)
+def test_strict_writes_nothing_unless_everything_fits(
+    tmp_path: Path, account: Account, extra: list[Example], words: str
+) -> None:
+    good = [Example(noise(n), "ab"[n % 2], str(n)) for n in range(4)]
+    with pytest.raises(DiffkitError, match=words) as caught:
+        finish(Listing([*good, *extra], account), tmp_path / "out", options(strict=True, max_rejected=1.0))
+    assert caught.value.code == ExitCode.DATA
+    assert list(tmp_path.iterdir()) == []
+    finish(Listing([*good, *extra], account), tmp_path / "lax", options(max_rejected=1.0))
+    finish(good, tmp_path / "out", options(strict=True))
+    finish(good, tmp_path / "same", options())
+    assert same_bytes(tmp_path / "out", tmp_path / "same")
+
+
+def test_the_command_line_says_and_records_what_it_understood(tmp_path: Path) -> None:
+    for name in ("train/cat/0", "train/dog/0", "train/dog/1", "val/cat/0"):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(len(name) + int(name[-1]) + 9 * (name[0] == "v"))).save(path)
+    (tmp_path / "photos" / "x.heic").touch()
+    table = tmp_path / "ages.txt"
+    table.write_bytes(
+        "Bild;Größe\ntrain/cat/0.png;1,5\ntrain/dog/0.png;2\ntrain/dog/1.png;?\nq.png;3\n".encode("cp1252")
+    )
+    arguments = ("prepare", "photos", "--size", 8, "--labels", "ages.txt", "-o")
+    done = run_diffkit(*arguments, "data", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "3 images of 8x8, colour, 1 held out",
+        "2 classes: cat 1, dog 2",
+        "train/, val/ are taken as a split",
+        "ages.txt (semicolons, cp1252 (not UTF-8)): 4 rows, names in the column 'Bild'; 3 of 4 images have a row",
+        "Größe (numbers with decimal commas, 1 unknown: ?)",
+        "1 row without an image: line 5 (q.png)",
+        "1 image without a row: val/cat/0.png",
+        "1 file passed over (not a supported format: .heic (1)): see rejected.jsonl",
+    ):
+        assert words in done.stderr
+    record = json.loads((tmp_path / "data" / "dataset.json").read_text(encoding="utf-8"))["labels"]
+    assert (record["rows"], record["images_with_row"], record["name_column"]) == (4, 3, "Bild")
+    summary = json.loads(call_diffkit(*arguments, "again", "--json", cwd=tmp_path).stdout)
+    assert summary["labels"] == record
+    assert summary["problems"] == {"row without an image": ["line 5 (q.png)"], "image without a row": ["val/cat/0.png"]}
+    mixed = call_diffkit(*arguments, "mixed", "--holdout", "0", "--json", cwd=tmp_path)
+    assert json.loads(mixed.stdout)["images"] == 4
+    strict = call_diffkit(*arguments, "strict", "--strict", cwd=tmp_path)
+    assert strict.returncode == 3 and "1 row without an image: line 5 (q.png)" in strict.stderr
+    assert "1 file passed over: x.heic" in strict.stderr and not (tmp_path / "strict").exists()
+    named = call_diffkit(*arguments, "named", "--labels-column", "Bilder", cwd=tmp_path)
+    assert named.returncode == 3 and "Did you mean 'Bild'?" in named.stderr
 
 
 def test_center_crop_keeps_the_middle_and_the_aspect_ratio(tmp_path: Path) -> None:

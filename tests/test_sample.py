@@ -177,7 +177,7 @@ def test_defaults_chosen_later_are_used(wide_run: Path, tmp_path: Path) -> None:
         (lambda data: data[:5], "truncated"),
         (lambda data: b"", "truncated"),
         (lambda data: data[:-50] + bytes([data[-50] ^ 1]) + data[-49:], "checksum"),
-        (lambda data: b"\x80\x04 a pickle, say", "truncated or no safetensors"),
+        (lambda data: b"\x80\x04 a pickle, say", "truncated or not a safetensors file"),
     ],
 )
 def test_a_damaged_model_is_refused(wide_run: Path, tmp_path: Path, change, words: str) -> None:  # type: ignore[no-untyped-def]

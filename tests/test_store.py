@@ -40,7 +40,7 @@ def write_store(folder: Path, *, sizes: tuple[int, ...] = (3, 3, 1), classes: tu
     spec |= {"image_channels": 0, "dtype": "uint8"}
     index = {
         "format": "diffkit-dataset",
-        "version": 1,
+        "version": 1,  # without a checksum of itself
         "spec": {
             "channels": 3,
             "height": 4,
@@ -127,15 +127,20 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
 
 
 def test_verify_names_the_changed_shard_and_both_hashes(store_path: Path) -> None:
-    assert Store.open(store_path).verify() == []
+    store = Store.open(store_path)
+    assert store.verify() == []
     shard = store_path / "images-00001.npy"
     before = hashlib.sha256(shard.read_bytes()).hexdigest()
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    (problem,) = Store.open(store_path).verify()
+    (problem,) = store.verify()
     assert "images-00001.npy" in problem and before in problem
     assert hashlib.sha256(data).hexdigest() in problem
+    assert problem in failure(store_path)
+    assert Store.open(store_path, verify=False).count == 7
+    shard.unlink()
+    assert "images-00001.npy cannot be read" in store.verify()[0]
 
 
 def test_missing_folders_and_other_folders_say_what_to_run(store_path: Path) -> None:
@@ -148,8 +153,8 @@ def test_missing_folders_and_other_folders_say_what_to_run(store_path: Path) -> 
 
 
 def test_a_newer_version_is_named(store_path: Path) -> None:
-    rewrite(store_path, version=2)
-    assert "version 2, this one reads 1" in failure(store_path)
+    rewrite(store_path, version=3)
+    assert "version 3, this one reads 2" in failure(store_path)
 
 
 @pytest.mark.parametrize("key", ["spec", "count", "mean", "shards", "class_counts"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ import pytest
 from PIL import Image
 
 from conftest import TINY, call_diffkit, run_diffkit
+from diffkit.compose import tracking
 from diffkit.compose.tracking import Dropped, Trackers, told
 from diffkit.config import Settings
 from diffkit.durable import read_lines
+from diffkit.engine.appearance import Appearance
 from diffkit.engine.session import Ended, Previewed
 from diffkit.engine.train import Progress
 from diffkit.engine.validate import Validated
@@ -195,6 +198,56 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path: Path) -
     assert heard == [1, 2, 3]
 
 
+@pytest.mark.parametrize("where", ["log", "exit"])
+@pytest.mark.parametrize("way", ["sys.exit(0)", "a keyboard interrupt", "an error it may raise itself", "a hang"])
+def test_whatever_a_tracker_does_costs_only_itself(
+    way: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    released = threading.Event()
+
+    def misbehave() -> None:
+        if way == "a hang":
+            released.wait()
+        raise {"sys.exit(0)": SystemExit(0), "a keyboard interrupt": KeyboardInterrupt()}.get(way) or DiffkitError("no")
+
+    @contextmanager
+    def ill(run: TrackedRun) -> Iterator[Log]:
+        yield lambda images, figures, pictures: misbehave() if where == "log" else None
+        misbehave()
+
+    @contextmanager
+    def sound(run: TrackedRun) -> Iterator[Log]:
+        yield lambda images, figures, pictures: heard.append(images)
+
+    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    trackers = Trackers([], RunDir(tmp_path), Settings())
+    trackers.chosen = [(Settings().scheduler.model_copy(update={"name": f.__name__}), f) for f in (ill, sound)]
+    begun = time.monotonic()
+    with trackers:
+        dropped = [each for images in (1, 2) for each in trackers.tell(Validated(images, (1.0,), (0.5,), (0.4,)))]
+        assert len(dropped) == (where == "log")
+        dropped += trackers.finish()
+    assert time.monotonic() - begun < 5
+    (only,) = dropped
+    reasons = {"sys.exit(0)": "SystemExit: 0", "a keyboard interrupt": "KeyboardInterrupt", "a hang": "no answer"}
+    assert only.tracker == "ill" and reasons.get(way, "DiffkitError: no") in only.reason
+    assert heard == [1, 2]
+    released.set()
+
+
+def test_a_tracker_that_ends_the_process_at_its_start_does_not_start(tmp_path: Path) -> None:
+    @contextmanager
+    def ill(run: TrackedRun) -> Iterator[Log]:
+        raise SystemExit(0)
+        yield
+
+    trackers = Trackers([], RunDir(tmp_path), Settings())
+    trackers.chosen = [(Settings().scheduler.model_copy(update={"name": "ill"}), ill)]
+    with pytest.raises(DiffkitError, match="The tracker 'ill' does not start: SystemExit: 0"), trackers:
+        pass
+
+
 def test_steps_are_told_in_averages_and_the_last_of_them_at_the_end(tmp_path: Path) -> None:
     heard: list[tuple[int, float]] = []
 
@@ -218,7 +271,7 @@ def test_events_become_figures_and_pictures(tmp_path: Path) -> None:
     assert figures["holdout/loss"] == pytest.approx(0.5)
     assert figures["holdout/gap"] == pytest.approx(1.0)
     assert figures["holdout/loss_at_s_2"] == 0.6
-    assert told(Previewed(64, tmp_path / "a.png", (0.1,), (0.2,))) == (
+    assert told(Previewed(64, tmp_path / "a.png", Appearance((0.1,), (0.2,), 0.2, 0.0))) == (
         {"colour/mean_0": 0.1},
         {"samples": tmp_path / "a.png"},
     )

@@ -1,6 +1,7 @@
 """Every durable write: temporary name in the same folder, write, fsync, rename, fsync the folder.
 
-One door, so that faults can be injected here: tests replace the primitives `write`, `sync` and `rename`.
+All of them pass through six primitives, `create`, `write`, `sync`, `rename`, `remove` and `make_folder`, which are
+looked up when they are called: whoever replaces them can count operations, fail any of them, or record them all.
 """
 
 from __future__ import annotations
@@ -8,22 +9,31 @@ from __future__ import annotations
 import atexit
 import errno
 import functools
-import glob
+import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffkit.errors import DiffkitError, ExitCode
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
-_REFUSED.add(errno.ENAMETOOLONG)
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+_LONGEST = 60  # characters of a name that its temporary name repeats
+_TEMPORARY = re.compile(r"\.(?P<name>.*)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
+
+
+def create(path: Path, mode: str = "xb") -> BinaryIO:
+    """Primitive: open a file for writing, a new one ("xb") or at its end ("ab+")."""
+    return path.open(mode)  # type: ignore[return-value]
 
 
 def write(file: BinaryIO, data: bytes | memoryview) -> None:
@@ -41,26 +51,66 @@ def rename(source: Path, target: Path) -> None:
     source.replace(target)
 
 
+def remove(path: Path) -> None:
+    """Primitive: delete a file, or a folder with all that it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Primitive: make one folder, whose parent exists."""
+    path.mkdir()
+
+
 @contextmanager
-def explained(path: Path, errors: frozenset[int] = frozenset(_NO_ROOM | _REFUSED)) -> Iterator[None]:
-    """Turn the machine's refusals (disk full, read-only, no permission) into a DiffkitError with exit code 4."""
+def explained(path: Path, need: int | None = None) -> Iterator[None]:
+    """Turn an OSError about `path` into a DiffkitError with exit code 4 (disk full, read-only, no permission, ...).
+
+    need: bytes that were to be written, for the message of a full disk. Nothing but the write itself belongs inside.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in errors:
-            raise
-        where = path if path.exists() else path.parent
-        hint = "Choose another place with -o."
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            free = shutil.disk_usage(where if where.exists() else Path.cwd()).free
-            hint = f"{free / 2**20:.0f} MiB are free there; make room or choose another place with -o."
+        if error.errno in _FULL:
+            raise disk_full(path, need) from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise DiffkitError(
-            f"Cannot write {path}: {os.strerror(error.errno or 0)}.", hint, code=ExitCode.MACHINE
+            f"Cannot write {path}: {reason}.", "Choose another place with -o.", code=ExitCode.MACHINE
         ) from error
 
 
+def disk_full(path: Path, need: int | None = None) -> DiffkitError:
+    """The error for too little space at `path`; need: bytes."""
+    have = f"have {_size(free_space(path))} at {path}"
+    wanted = f"need {_size(need)}, " if need is not None else ""
+    return DiffkitError(
+        f"Disk full: {wanted}{have}.", "Make room, or choose another place with -o.", code=ExitCode.MACHINE
+    )
+
+
+def free_space(path: Path) -> int:
+    """Bytes that may still be written at `path`, which need not exist yet."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    absolute = Path(os.path.abspath(path))
+    return next(each for each in (absolute, *absolute.parents) if os.path.lexists(each))
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count //= 1024
+    return f"{count} GiB"
+
+
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
+    """Make creations, renames and deletions inside `folder` survive a power cut (a no-op on Windows)."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -76,12 +126,31 @@ def sync_file(file: BinaryIO) -> None:
     sync(file.fileno())
 
 
+def sync_path(path: Path) -> None:
+    """fsync a file by its name, if it exists: what was appended to it survives a power cut."""
+    with explained(path), suppress(FileNotFoundError), path.open("rb") as file:
+        sync(file.fileno())
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it, each durably. One that exists is left as it is."""
+    with explained(path):
+        missing = list(takewhile(lambda each: not os.path.lexists(each), (path, *path.parents)))
+        for folder in reversed(missing):
+            try:
+                make_folder(folder)
+            except FileExistsError:
+                if not os.path.isdir(folder):  # else another process was faster
+                    raise
+            sync_folder(folder.parent)
+
+
 def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
     """Replace `path` by these bytes: afterwards either the old or the new content is there, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explained(path):
+    temporary = temporary_name(path)
+    with explained(path, sum(len(piece) for piece in pieces)):
         try:
-            with temporary.open("wb") as file:
+            with create(temporary) as file:
                 for piece in pieces:
                     write(file, piece)
                 sync_file(file)
@@ -102,33 +171,82 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """A record of a JSON-lines file."""
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Replace a JSON-lines file."""
+    write_bytes(path, b"".join(map(json_line, records)))
+
+
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Add one JSON line. A torn last line (power cut) is dropped by `read_lines`, never glued to the next."""
-    with explained(path), path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                write(file, b"\n")
-        write(file, (json.dumps(value, ensure_ascii=False) + "\n").encode())
+    """Add one record to a JSON-lines file; `sync_path` makes it durable.
+
+    A torn last line (power cut) is dropped by `read_lines`, never glued to the next.
+    """
+    line = json_line(value)
+    with explained(path, len(line)):
+        new = not os.path.exists(path)
+        with create(path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            write(file, line)
+        if new:
+            sync_folder(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; torn lines are passed over. A missing file is an empty list."""
-    if not path.exists():
+    """The records of a JSON-lines file; torn lines are passed over. A missing file is an empty list.
+
+    Lines end at "\\n" only: other line separators may stand inside a text.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in content.split(b"\n"):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line.decode(errors="replace"))
+        except (ValueError, RecursionError):
             continue
+        if isinstance(record, dict):
+            records.append(record)
     return records
 
 
+def write_to(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Write to an open file, with failures explained."""
+    with explained(Path(file.name), len(data)):
+        write(file, data)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses; it tells who writes there."""
+    token = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name[:_LONGEST]}.{token}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether this is a name that `temporary_name` makes."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def sweep(folder: Path) -> None:
-    """Remove everything half-written in a folder that the caller alone writes."""
-    for stray in folder.glob(".*.tmp"):
-        shutil.rmtree(stray) if stray.is_dir() else stray.unlink(missing_ok=True)
+    """Remove everything half-written in a folder that the caller alone writes; other files stay."""
+    for stray in _temporaries(folder):
+        remove(folder / stray)
+
+
+def _temporaries(folder: Path) -> list[str]:
+    """Sorted names of half-written entries."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(name for name in os.listdir(folder) if is_temporary(name))
+    return []
 
 
 def cache_folder() -> Path:
@@ -158,25 +276,30 @@ def process_folder() -> Path:
 
 
 def vacant(path: Path) -> bool:
-    """Whether something new may be put there: it does not exist, or is an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    """Whether something new may be put there: it does not exist, or is a folder without anything but half-written."""
+    return not os.path.lexists(path) or (os.path.isdir(path) and all(map(is_temporary, os.listdir(path))))
 
 
-def _remove_stale(path: Path) -> None:
-    """What builders of this folder left behind that were killed: untouched for ten minutes, and their process gone."""
-    for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        number = stray.name.split(".")[-2]
-        ours = number == str(os.getpid())
-        if ours or (time.time() - stray.stat().st_mtime > 600 and not _alive(number)):
-            shutil.rmtree(stray, ignore_errors=True)
+def remove_stale(folder: Path, name: str) -> None:
+    """Remove what writers of `name` in a folder left that were killed: those of this machine whose process is gone."""
+    for stray in _temporaries(folder):
+        match = _TEMPORARY.fullmatch(stray)
+        assert match is not None
+        if match["name"] == name[:_LONGEST] and match["host"] == _host() and not _alive(int(match["pid"])):
+            remove(folder / stray)
 
 
-def _alive(number: str) -> bool:
-    if os.name == "nt" or not number.isdigit():
+def _host() -> str:
+    """This machine in eight hexadecimal digits: process numbers mean something there only."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":
         return True
     try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True
@@ -185,22 +308,45 @@ def _alive(number: str) -> bool:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Build a folder under a temporary sibling name; it appears at `path` whole, or not at all.
+    """Build a folder under a temporary name beside `path`; it appears there whole, or not at all.
 
-    The caller fsyncs large files it writes itself with `sync_file`; smaller ones go through `write_bytes`.
+    `path` is vacant (see `vacant`). Where it is the current folder or a mount point, which cannot be replaced, the
+    entries are built inside and moved up, the last written one last. The caller fsyncs large files that it writes
+    itself with `sync_file`; smaller ones go through `write_bytes`. Raises DiffkitError if another process has put
+    something there meanwhile.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove_stale(path)
+    path = Path(os.path.abspath(path))
+    inside = os.path.isdir(path) and (os.path.ismount(path) or path.samefile(os.curdir))
+    temporary = temporary_name(path / path.name if inside else path)
+    make_folders(temporary.parent)
     with explained(path):
-        temporary.mkdir(parents=True)
+        for folder in {path, path.parent}:
+            remove_stale(folder, path.name)
+        make_folder(temporary)
     try:
-        # The caller may also read inside: only want of room is surely about what is written here.
-        with explained(path, frozenset(_NO_ROOM)):
-            yield temporary
+        yield temporary
         with explained(path):
-            sync_folder(temporary)
-            rename(temporary, path)
-            sync_folder(path.parent)
+            for inner, _, _ in os.walk(temporary):
+                sync_folder(Path(inner))
+            if inside:
+                for entry in sorted(temporary.iterdir(), key=lambda entry: entry.stat().st_mtime_ns):
+                    rename(entry, path / entry.name)
+                remove(temporary)
+            else:
+                _replace_vacant(temporary, path)
+            sync_folder(temporary.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _replace_vacant(temporary: Path, path: Path) -> None:
+    try:
+        rename(temporary, path)
+    except OSError as error:
+        if error.errno not in _IN_THE_WAY:
+            raise
+        raise DiffkitError(
+            f"{path} has been written by another process meanwhile.",
+            "It is left as it is; choose another place with -o.",
+        ) from error

@@ -20,13 +20,15 @@ class ExitCode(IntEnum):
     NON_FINITE = 6
     MODEL = 7
     RESUMABLE = 75
+    OTHER_FAILED = 76
     INTERRUPTED = 130
 
 
 class DiffkitError(Exception):
     """Something a user can mend: what is wrong, then (`hint`) the nearest right thing or the next command.
 
-    `silent`: of several processes, only the first speaks of it; `personal`: only this one knows it, and speaks.
+    Of several processes, the first speaks. `silent`: another one has said it, so this one does not; `personal`: only
+    this one knows it, and speaks.
     """
 
     silent = personal = False

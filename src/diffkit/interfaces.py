@@ -6,9 +6,11 @@ signature for validation, documentation and the record that a run keeps. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -71,9 +73,18 @@ class ImageSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageSpec:
-        """The inverse of `to_dict`."""
-        attributes = tuple(Attribute(*each) for each in values.get("attributes", ()))
-        return cls(**{**values, "classes": tuple(values.get("classes", ())), "attributes": attributes})
+        """The inverse of `to_dict`. Raises ValueError for values of the wrong type or out of range."""
+        from pydantic import TypeAdapter
+
+        spec: ImageSpec = TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        if min(spec.channels, spec.height, spec.width, spec.image_channels + 1) < 1 or spec.dtype != "uint8":
+            raise ValueError(f"{spec} are not images")
+        for names in (spec.classes, [attribute.name for attribute in spec.attributes]):
+            if len(set(names)) < len(names):
+                raise ValueError("two labels have one name")
+        if not all(math.isfinite(a.low) and math.isfinite(a.high) and a.low < a.high for a in spec.attributes):
+            raise ValueError("an attribute has no range")
+        return spec
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,8 @@ class Example:
     `image`: a Pillow image, a uint8 array [H, W], [H, W, 1] or [H, W, 3], or, so that it is read later, in a
     worker, the path of an image file or a function that returns the Pillow image. `label`: a class name, or None.
     `id`: stable and unique within the source (default: its position). `input`: a paired input image for
-    image-to-image training. `attributes`: numbers by name; one that is absent or NaN is unknown.
+    image-to-image training. `attributes`: numbers by name; one that is absent or NaN is unknown. `part`: "train" or
+    "holdout" where the source is split already, or None.
     """
 
     image: ImageLike
@@ -91,6 +103,38 @@ class Example:
     id: str | None = None
     input: ImageLike | None = None
     attributes: Mapping[str, float] | None = None
+    part: str | None = None
+
+
+@dataclass
+class Account:
+    """What a source says beside its examples: printed, kept in dataset.json, and judged by `prepare --strict`.
+
+    `remarks`: sentences on how the place was understood. `problems`: what did not fit, by kind (a noun, singular), each
+    with the names. `skipped`: what looks like images and is not among the examples, as name and reason. `record`: plain
+    values to keep. Complete when the examples are exhausted.
+    """
+
+    remarks: list[str] = field(default_factory=list)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class Listing(Iterator[Example]):
+    """Examples with an account of them; a dataset source may return one instead of a plain iterator."""
+
+    def __init__(self, examples: Iterable[Example], account: Account) -> None:
+        self._examples = iter(examples)
+        self.account = account
+
+    def __next__(self) -> Example:
+        return next(self._examples)
+
+
+def account_of(examples: Iterable[Example]) -> Account:
+    """The account that comes with these examples; an empty one if none does."""
+    return examples.account if isinstance(examples, Listing) else Account()
 
 
 class Coefficients(NamedTuple):

@@ -158,6 +158,29 @@ def test_an_image_listed_twice_has_two_ids(root: Path) -> None:
     assert [(e.id, e.label) for e in huggingface(str(root))] == [("a.png", "x"), ("a.png#1", "y")]
 
 
+@pytest.mark.parametrize("other", ["test", "validation"])
+def test_folders_of_splits_alone_are_no_classes(root: Path, other: str) -> None:
+    for n in range(3):
+        put(root / "train" / f"{n}.png", n)
+        put(root / other / f"{n}.png", 9 + n)
+    found = list(huggingface(str(root)))
+    assert [(each.id, each.label) for each in found] == [(f"train/{n}.png", None) for n in range(3)]
+    assert labels(huggingface(str(root), split=other)) == [None] * 3
+    assert [opened(each).getpixel((0, 0)) for each in found] == [(n, 255 - n, 9) for n in range(3)]
+    with pytest.raises(DiffkitError, match=r"Column 'label' holds .*, not classes"):
+        huggingface(str(root), label_column="label")
+
+
+def test_images_beside_the_class_folders_have_no_class(root: Path) -> None:
+    for name in ("cat/0.png", "dog/0.png", "1.png"):
+        put(root / "train" / name, 1)
+    assert {each.id: each.label for each in huggingface(str(root))} == {
+        "train/cat/0.png": "cat",
+        "train/dog/0.png": "dog",
+        "train/1.png": None,
+    }
+
+
 # Tables.
 
 

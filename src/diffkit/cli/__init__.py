@@ -17,6 +17,11 @@ def main() -> None:
         sys.exit(130)
     code = 1
     try:
+        from diffkit.cli.launch import watch_launcher
+        from diffkit.engine.processors import set_up_openmp
+
+        set_up_openmp()
+        watch_launcher()
         from diffkit.cli.commands import run
 
         run(sys.argv[1:])
@@ -28,8 +33,8 @@ def main() -> None:
         code = explained(error, interrupted=signals.came)
     finally:
         signals.finish(code)
-        from diffkit.cli.launch import report_exit
-
-        report_exit(code)
     finish()
+    from diffkit.cli.launch import leave
+
+    leave(code)
     sys.exit(code)

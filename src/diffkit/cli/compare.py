@@ -63,7 +63,7 @@ def compare(
 
     The choice is the one with the fewest network calls whose distance lies within the best one's interval.
     """
-    from diffkit.cli.console import chosen_among, drawn, require_vacant
+    from diffkit.cli.console import chosen_among, drawn, plain, require_vacant, say
     from diffkit.compose import load_model
     from diffkit.compose.comparison import compare as compared
     from diffkit.compose.comparison import real_against_real, ways
@@ -75,12 +75,13 @@ def compare(
     if out is not None:
         require_vacant(out)
     models = [({"run": str(path)}, load_model(path, device=device, precision=precision)) for path in runs]
-    reference = Reference.of(models[0][1], runs[0], data, extractor)
+    reference = Reference.of(models[0][1], data, extractor)
     asked = ways(models, sampler or SAMPLERS, scheduler or [None], steps or STEPS, guidance or [None])
     found = drawn(compared(reference, against, metric, asked, count, seed))
     chosen = _chosen(found)
     record = {
         "data": str(reference.path),
+        "note": reference.note,
         "against": against,
         "extractor": str(reference.choice),
         "seed": seed,
@@ -88,6 +89,8 @@ def compare(
         "choice": [each.to_dict() for each in chosen],
     }
     _report(record, found, chosen, real_against_real(reference, against, metric, count), out, as_json)
+    if reference.note:
+        say(f"[yellow]{plain(reference.note)}[/]")
     if save:
         _save(chosen)
 

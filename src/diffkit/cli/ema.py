@@ -40,7 +40,6 @@ def ema(
 
     The length is the deviation of the averaging window over the whole training (sigma_rel of Karras et al. 2024).
     """
-    from diffkit import paths
     from diffkit.cli.console import chosen_among
     from diffkit.compose.reference import AGAINST
     from diffkit.errors import DiffkitError, ExitCode
@@ -52,7 +51,7 @@ def ema(
     chosen_among("--against", against, AGAINST)
     chosen_among("--metric", metric, METRICS)
     place = RunDir(run)
-    if not paths.exists(place.config):
+    if not place.exists:
         raise DiffkitError(f"{run} is no run.", "Name the folder that diffkit train wrote.", code=ExitCode.MODEL)
     if length is not None:
         _write(place, length, out)
@@ -93,7 +92,7 @@ def _sweep(
 ) -> None:
     from rich.table import Table
 
-    from diffkit.cli.console import clock, drawn, figure, interval, next_command
+    from diffkit.cli.console import clock, drawn, figure, interval, next_command, plain, say
     from diffkit.cli.console import out as console
     from diffkit.compose import model_of
     from diffkit.compose.comparison import Way, compare
@@ -102,7 +101,7 @@ def _sweep(
 
     made = averaged(run.snapshots, lengths)
     models = [model_of(each.tensors, each.header, run.model, device=device, precision=precision) for each in made]
-    reference = Reference.of(models[0], run.path, data, extractor)
+    reference = Reference.of(models[0], data, extractor)
     asked = [Way(model, {"length": each.length}) for model, each in zip(models, made, strict=True)]
     found = drawn(compare(reference, against, metric, asked, count, seed))
     best = min(found, key=lambda each: each.metric.value)
@@ -115,6 +114,8 @@ def _sweep(
         figures = [figure(each.metric.value), interval(each.metric), f"{average.error:.2%}", clock(each.seconds)]
         table.add_row(f"{average.length:.3f}", *figures, mark)
     console.print(table)
+    if reference.note:
+        say(f"[yellow]{plain(reference.note)}[/]")
     next_command("ema", run.path, "--length", f"{best.settings['length']:.3f}")
 
 

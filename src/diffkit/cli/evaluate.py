@@ -69,7 +69,6 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from diffkit import paths
     from diffkit.cli.console import chosen_among, drawn, plain, print_json, require_vacant, say
     from diffkit.cli.launch import launch, launched
     from diffkit.compose import load_model
@@ -102,7 +101,7 @@ def evaluate(
         return
     if downstream:
         result.downstream = drawn(use_as_data(reference, images))
-    run = RunDir(target) if paths.exists(RunDir(target).config) else None
+    run = RunDir(target) if RunDir(target).exists else None
     if as_json:
         print_json({**how, **result.to_dict()})
     else:
@@ -127,7 +126,7 @@ def _of_model(
     from diffkit.compose.sampled import sampled
 
     plan = model.plan(**choices)
-    reference = Reference.of(model, path, data, extractor)
+    reference = Reference.of(model, data, extractor)
     reference.check_part(against)
     reference.check_fits(model)
     wanted = count or min(SAMPLES, max(reference.train.count, 100))

@@ -18,13 +18,15 @@ def explained(error: BaseException, *, interrupted: bool) -> int:
         return _exit_code(error, interrupted)
     # An interruption that comes within an import or an extension may end as an exception of another kind.
     if interrupted or isinstance(error, KeyboardInterrupt):
-        print("Interrupted.", file=sys.stderr)
+        err.print("Interrupted.")
         return int(ExitCode.INTERRUPTED)
+    if getattr(error, "silent", False):
+        return int(error.code) if isinstance(error, DiffkitError) else int(ExitCode.BUG)
     known = as_diffkit_error(error)
     if known is None:
         return _bug(error)
     # What is wrong with the command, or with the data, the first of several processes says for all.
-    common = known.code in {ExitCode.USAGE, ExitCode.DATA} or known.silent
+    common = known.code in {ExitCode.USAGE, ExitCode.DATA}
     err.quiet = err.quiet and common and not known.personal
     _trace(error)
     err.print("[bold red]Error:[/] " + plain(known.message), highlight=False)
@@ -83,7 +85,7 @@ def _exit_code(end: SystemExit, interrupted: bool) -> int:
         return int(ExitCode.BUG)
     code = int(end.code or 0)
     if interrupted and code == ExitCode.INTERRUPTED:
-        print("Interrupted.", file=sys.stderr)
+        err.print("Interrupted.")
     return code
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn
@@ -16,7 +16,9 @@ from diffkit.cli.signals import Signals
 if TYPE_CHECKING:
     from diffkit.compose import Dropped, Trackers, Training
     from diffkit.compose.reference import Reference
+    from diffkit.engine.progress import OnNan
     from diffkit.engine.session import Cadence, Ended, Event
+    from diffkit.engine.train import NonFinite
     from diffkit.engine.train import Progress as Step
 
 LINE_SECONDS = 10.0
@@ -47,19 +49,29 @@ class Stopper:
 
 
 def draw(
-    training: Training, cadence: Cadence, stopper: Stopper, trackers: Trackers, reference: Reference | None
+    training: Training,
+    cadence: Cadence,
+    stopper: Stopper,
+    trackers: Trackers,
+    reference: Reference | None,
+    on_nan: OnNan = "abort",
 ) -> Ended:
     """Run the training and show it."""
     from diffkit.engine.session import Ended
     from diffkit.engine.train import Progress as Step
 
     events = training.start(
-        cadence, report_every=training.report_every, should_stop=stopper, trackers=trackers, reference=reference
+        cadence,
+        report_every=training.report_every,
+        should_stop=stopper,
+        trackers=trackers,
+        reference=reference,
+        on_nan=on_nan,
     )
     display = _on_terminal if is_live() else _in_lines
     ended: Ended | None = None
     figures = _Figures(training, cadence)
-    with display(cadence, figures) as show:
+    with display(cadence, figures) as show, closing(events):  # what ends it here, it still saves
         for event in events:
             if line := _event_line(event):
                 say(line)
@@ -113,8 +125,8 @@ class _Figures:
 
 def _event_line(event: Event | Dropped) -> str | None:
     from diffkit.compose import Dropped
-    from diffkit.engine.session import Measured, Previewed, Saved
-    from diffkit.engine.train import Reduced, Remark
+    from diffkit.engine.session import Measured, NotSaved, Previewed, Saved
+    from diffkit.engine.train import NonFinite, Reduced, Remark
     from diffkit.engine.validate import Validated
 
     if isinstance(event, Dropped):
@@ -125,10 +137,15 @@ def _event_line(event: Event | Dropped) -> str | None:
         )
     if isinstance(event, Remark):
         return f"  {plain(event.text)}"
+    if isinstance(event, NonFinite):
+        return _non_finite_line(event)
     if isinstance(event, Saved):
         return f"  saved at {event.images_seen:,} images ({event.seconds:.1f} s)"
+    if isinstance(event, NotSaved):
+        return f"  [yellow]Not saved at {event.images_seen:,} images[/]: {plain(event.reason)}"
     if isinstance(event, Previewed):
-        return f"  samples at {event.images_seen:,} images: {plain(str(event.path))}"
+        line = f"  samples at {event.images_seen:,} images: {plain(str(event.path))}"
+        return line + "".join(f"\n  [yellow]{plain(problem)}[/]" for problem in event.problems)
     if isinstance(event, Measured):
         between = f"({figure(event.low)} to {figure(event.high)})"
         return f"  {event.name} {figure(event.value)} {between} at {event.images_seen:,} images"
@@ -136,6 +153,17 @@ def _event_line(event: Event | Dropped) -> str | None:
         losses = f"held-out loss {event.holdout_loss:.4f}, training {event.training_loss:.4f}, gap {event.gap:+.1%}"
         return f"  {losses} at {event.images_seen:,} images"
     return None
+
+
+def _non_finite_line(event: NonFinite) -> str:
+    what = f"  [yellow]At step {event.step:,} {event.name} is no longer finite ({event.value})[/]"
+    if event.first is None:
+        return f"{what}."
+    some = ", ".join(event.examples[:3]) + (", ..." if len(event.examples) > 3 else "")
+    batch = f"its batch ({plain(some)})"
+    if event.action == "rollback":
+        return f"{what}: back to {event.images_seen:,} images, and on without {batch}."
+    return f"{what}: the update by {batch} is left out."
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from diffkit.cli.options import PART, AsJson
 
 if TYPE_CHECKING:
     from diffkit.engine.prepare import Finished
+    from diffkit.interfaces import Account
 
 
 def prepare(
@@ -22,7 +23,10 @@ def prepare(
         str, typer.Option("--source", metavar=PART, help="Dataset source, with its options.")
     ] = "folder",
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A table of labels by file name: .csv, .tsv or .jsonl.")
+        Path | None, typer.Option(metavar="FILE", help="A table of labels by file name: .csv, .tsv, .jsonl or .json.")
+    ] = None,
+    labels_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its column of file names; by default found by itself.")
     ] = None,
     label_columns: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Its columns that become attributes; by default all.")
@@ -35,9 +39,13 @@ def prepare(
     crop: Annotated[str, typer.Option(help="center, random or pad. The aspect ratio is always kept.")] = "center",
     color: Annotated[str, typer.Option(help="color, gray or auto.")] = "auto",
     background: Annotated[str, typer.Option(help="Colour under transparency and padding.")] = "white",
-    holdout: Annotated[str, typer.Option(help="Share kept from training, for honest measurement.")] = "5%",
+    holdout: Annotated[
+        str | None,
+        typer.Option(help="Share kept from training, for honest measurement; by default a val folder's images, or 5%."),
+    ] = None,
     min_side: Annotated[int, typer.Option(help="Reject images whose shorter side has fewer pixels.")] = 0,
     max_rejected: Annotated[str, typer.Option(help="Give up if more than this share is rejected.")] = "5%",
+    strict: Annotated[bool, typer.Option("--strict", help="Write nothing unless every file and label fits.")] = False,
     workers: Annotated[int, typer.Option(help="Threads; 0 = one per core.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -46,9 +54,12 @@ def prepare(
     Sub-folders become classes. Whatever cannot be read is listed in rejected.jsonl with the reason; nothing of yours
     is changed or deleted.
     """
+    from itertools import count
+
     from diffkit.cli.console import image_size, next_command, plain, print_json, progress, say
     from diffkit.compose.parts import completed
     from diffkit.config import PartChoice
+    from diffkit.datasets.join import identity
     from diffkit.datasets.metadata import Table
     from diffkit.datasets.pairs import paired
     from diffkit.engine.prepare import Finished, PrepareOptions
@@ -66,21 +77,27 @@ def prepare(
         crop=crop,
         channels=channels,
         background=_colour(background),
-        holdout=_share(holdout, "--holdout"),
+        holdout=_share(holdout or "5%", "--holdout"),
+        keep_split=holdout is None,
+        strict=strict,
         workers=workers,
         min_side=min_side,
         max_rejected=_share(max_rejected, "--max-rejected"),
     )
     choice, read = completed("datasets", PartChoice.model_validate(source_part))
-    if labels is None and (label_columns or class_column):
-        raise DiffkitError("--label-columns and --class-column are of a table.", "Name it: --labels FILE.")
+    if labels is None and (label_columns or class_column or labels_column):
+        raise DiffkitError(
+            "--labels-column, --label-columns and --class-column are about a table.", "Name it: --labels FILE."
+        )
+    name = Path(source).name.removesuffix(".zip") or Path(source).resolve().name
     examples = read(source)
     if labels is not None:
-        columns = [name.strip() for name in (label_columns or "").split(",") if name.strip()]
-        examples = Table(labels, columns, class_column or "").labelled(examples)
+        columns = [column.strip() for column in (label_columns or "").split(",") if column.strip()]
+        table = Table(labels, columns, class_column or "", labels_column or "")
+        # The names are read first, and the images once more, for a source may be too large to be kept in memory.
+        examples = table.join(map(identity, examples, count()), root=name).labelled(read(source))
     if pairs is not None:
         examples = paired(examples, read(pairs))
-    name = Path(source).name.removesuffix(".zip") or Path(source).resolve().name
     target = out or unused(Path(f"{name}-{size}"))
     finished: Finished | None = None
     with progress() as bar:
@@ -105,11 +122,15 @@ def _summary(finished: Finished) -> dict[str, Any]:
         "images": finished.count,
         "holdout": finished.holdout_count,
         "rejected": finished.rejected,
+        "passed_over": [{"path": name, "reason": reason} for name, reason in finished.account.skipped],
         "enlarged": finished.enlarged,
         "duplicates": finished.duplicates,
         "unlabelled": finished.unlabelled,
         "spec": finished.spec.to_dict(),
         "classes": finished.class_counts,
+        "remarks": finished.account.remarks,
+        "problems": finished.account.problems,
+        **finished.account.record,
     }
 
 
@@ -133,7 +154,8 @@ def _describe(finished: Finished) -> None:
     if spec.image_channels:
         say("Each has a paired input: diffkit train --task translate learns the way from one to the other.")
     if finished.unlabelled and spec.classes:
-        say(f"{count_text(finished.unlabelled, 'image')} outside the class folders, to be used without a label.")
+        say(f"{count_text(finished.unlabelled, 'image')} without a class, to be used without a label.")
+    _describe_account(finished.account)
     if finished.enlarged:
         enlarged = count_text(finished.enlarged, "image")
         say(f"[yellow]{enlarged} smaller than {spec.height}x{spec.width}, enlarged.[/]")
@@ -142,6 +164,24 @@ def _describe(finished: Finished) -> None:
     if finished.rejected:
         reasons = "; ".join(f"{plain(why)} {count:,}" for why, count in list(finished.reasons.items())[:5])
         say(f"[yellow]{finished.rejected:,} could not be used[/] ({reasons}): see rejected.jsonl.")
+
+
+def _describe_account(account: Account) -> None:
+    """How the source was understood, and what did not fit."""
+    from collections import Counter
+
+    from diffkit.cli.console import plain, say
+    from diffkit.engine.prepare.options import plural
+
+    for remark in account.remarks:
+        say(plain(remark))
+    for kind, names in account.problems.items():
+        more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+        say(f"[yellow]{plural(len(names), plain(kind))}:[/] {plain(', '.join(names[:3]))}{more}.")
+    if account.skipped:
+        reasons = Counter(reason for _, reason in account.skipped).most_common(5)
+        counted = "; ".join(f"{plain(reason)} ({count:,})" for reason, count in reasons)
+        say(f"[yellow]{plural(len(account.skipped), 'file')} passed over[/] ({counted}): see rejected.jsonl.")
 
 
 def _share(text: str, option: str) -> float:

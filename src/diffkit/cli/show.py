@@ -33,7 +33,7 @@ def _show_data(path: Path, verify: bool, as_json: bool) -> None:
     from diffkit.engine.store import Store
     from diffkit.errors import DiffkitError, ExitCode
 
-    store = Store.open(path)
+    store = Store.open(path, verify=False)
     spec = store.spec
     if as_json:
         print_json(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -35,6 +37,7 @@ class Start:
     validate_every: int
     stop_when: Any
     best: str = "holdout"
+    on_nan: Any = "abort"
     track: list[str] = field(default_factory=list)
 
 
@@ -44,6 +47,7 @@ def check_wishes(start: Start, store: Store) -> None:
     from diffkit.errors import DiffkitError, ExitCode
 
     chosen_among("--best", start.best, ["holdout", "kid"])
+    chosen_among("--on-nan", start.on_nan, ["abort", "skip", "rollback"])
     if start.best == "kid" and start.preview_every == 0:
         raise DiffkitError("--best kid is measured whenever samples are drawn.", "Leave --preview-every 0 out.")
     rule = start.stop_when
@@ -64,6 +68,7 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
     """Train, from the beginning or from where the run stands; exits with 75 if it was asked to stop."""
     from diffkit.cli.console import next_command, plain, say
     from diffkit.cli.live import Stopper, draw
+    from diffkit.compose.failures import memory_explained
     from diffkit.engine.distributed import joined
     from diffkit.errors import ExitCode
 
@@ -72,7 +77,8 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
         world = stack.enter_context(joined(start.device))
         if not world.leads:
             world.wait()
-        training, trackers = _opened(start, given, store, run, world, stack)
+        with memory_explained():
+            training, trackers = _opened(start, given, store, run, world, stack)
         if world.leads:
             world.wait()
         batch = training.recipe.batch_size
@@ -92,9 +98,9 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
             return
         stack.enter_context(trackers)
         if world.leads:
-            _record_session(training, cadence, start.track)
+            _record_session(training, cadence, start)
         clock = time.monotonic()
-        ended = draw(training, cadence, stopper, trackers, _reference(start, training))
+        ended = draw(training, cadence, stopper, trackers, _reference(start, training), start.on_nan)
         _say_off(training, ended.images_seen - seen, time.monotonic() - clock)
     if ended.reason == "stopped":
         say(f"Stopped and saved after {ended.images_seen:,} images. The same command goes on from there.")
@@ -134,18 +140,12 @@ def _opened(
     if not world.leads:
         training = prepare_training(given, store, run, start.device, world)
         return training, Trackers([], run, training.settings)
-    begun = run.exists
-    if begun:
-        stack.enter_context(run.locked())
-    else:
-        run.check_free()
+    run.check_free()
+    stack.enter_context(run.locked())
+    run.tidy()
     training = prepare_training(given, store, run, start.device, world)
     trackers = Trackers(start.track, run, training.settings)
-    if begun:
-        run.rewind_metrics(training.state.images_seen)
-    else:
-        stack.enter_context(run.locked())
-        training.create()
+    training.begin()
     return training, trackers
 
 
@@ -173,7 +173,7 @@ def _reference(start: Start, training: Training) -> Reference | None:
     from diffkit.cli.console import drawn
     from diffkit.compose.reference import Reference
 
-    reference = Reference.of(training.model(), training.run.path, training.store.path, "lite0")
+    reference = Reference.of(training.model(), training.store.path, "lite0")
     drawn(reference.look())
     return reference
 
@@ -254,7 +254,15 @@ def say_model(training: Training) -> None:
     say(f"  batch      {train.batch_size}{micro}, learning rate {train.lr:g}")
 
 
-def _record_session(training: Training, cadence: Cadence, track: list[str]) -> None:
+def _relative(path: Path, start: Path) -> str | None:
+    """The way to a folder from another; None where there is none (another drive)."""
+    try:
+        return os.path.relpath(path, start)
+    except ValueError:
+        return None
+
+
+def _record_session(training: Training, cadence: Cadence, start: Start) -> None:
     import platform
     import sys
 
@@ -272,11 +280,14 @@ def _record_session(training: Training, cadence: Cadence, track: list[str]) -> N
             "preview_every": cadence.preview_every,
             "validate_every": cadence.validate_every,
             "stop_when": cadence.stop_when,
+            "data": str(training.store.path.absolute()),
+            "data_from_run": _relative(training.store.path, training.run.path),
             "data_images": training.store.count,
             "data_holdout": training.store.holdout_count,
             "data_mean": list(training.store.mean),
             "data_std": list(training.store.std),
-            "track": track,
+            "on_nan": start.on_nan,
+            "track": start.track,
             "command": ["diffkit", *sys.argv[1:]],
             "micro_batch": training.recipe.micro_batch,
             "device": str(training.device),

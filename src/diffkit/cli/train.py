@@ -55,6 +55,14 @@ def train(
         str,
         typer.Option(metavar="METRIC", help="best.safetensors is by held-out loss, or by kid.", rich_help_panel=LENGTH),
     ] = "holdout",
+    on_nan: Annotated[
+        str,
+        typer.Option(
+            metavar="POLICY",
+            help="A loss that is not finite: abort, skip the step, or rollback.",
+            rich_help_panel=LENGTH,
+        ),
+    ] = "abort",
     save_every: Annotated[
         str, typer.Option(metavar="DURATION", help="Time between checkpoints.", rich_help_panel=LENGTH)
     ] = "10m",
@@ -121,7 +129,7 @@ def train(
     from diffkit.errors import DiffkitError
 
     if gpus > 1 and not launched():
-        launch(gpus, device)
+        launch(gpus, device, resumable=True)
     if steps is not None and epochs is not None:
         raise DiffkitError("--steps and --epochs both say how long to train.", "Give one of them.")
     if epochs is not None and not 0 < epochs < 1e9:
@@ -153,6 +161,7 @@ def train(
         validate_every=validate_every,
         stop_when=stop_when,
         best=best,
+        on_nan=on_nan,
         track=track or [],
     )
     check_wishes(start, store)

@@ -61,7 +61,7 @@ class Evaluation:
 
 def is_model(path: Path) -> bool:
     """Whether this is a run or a model, not a folder of images."""
-    return paths.is_file(path) or paths.exists(RunDir(path).config) or paths.exists(RunDir(path).model)
+    return paths.is_file(path) or RunDir(path).exists or paths.exists(RunDir(path).model)
 
 
 def evaluate(
@@ -95,7 +95,7 @@ def evaluate(
             yield Working("Intervals", number, 20)
         else:
             result.metrics.append(estimate)
-    result.notes += [text for text in [caution(real, found, reference.names)] if text]
+    result.notes += [text for text in [reference.note, caution(real, found, reference.names)] if text]
     result.floor = floor(real, len(found), reference.names)
     if per_class:
         result.classes = _by_class(reference, against, real, images, found, result.notes)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from diffkit.compose.wishes import Wishes
     from diffkit.core.denoiser import Denoiser
@@ -34,7 +34,7 @@ CHECKPOINT = "state.safetensors"
 
 @dataclass(frozen=True, repr=False)
 class Model:
-    """A trained model, ready to make images."""
+    """A trained model, ready to make images. `path`: the file it was loaded from, or will be written to."""
 
     settings: Settings
     spec: ImageSpec
@@ -44,6 +44,7 @@ class Model:
     images_seen: int
     sha256: str = ""
     world: World = ALONE
+    path: Path | None = None
 
     def __repr__(self) -> str:
         spec, parameters = self.spec, sum(p.numel() for p in self.denoiser.network.parameters())
@@ -161,7 +162,8 @@ class Model:
 
         asked = self.wishes(wishes)
         batch_size = batch_size or self.default_batch
-        return sample(self.denoiser, self.spec, plan, indices, asked, batch_size=batch_size, size=size)
+        made = sample(self.denoiser, self.spec, plan, indices, asked, batch_size=batch_size, size=size)
+        return self.world.computed(made)
 
     def trajectory(
         self, plan: Plan, count: int, wishes: Wishes | None = None
@@ -254,6 +256,7 @@ def model_of(
     check_precision(precision, target)
     network = network_of(settings, spec)
     load_exactly(network, tensors)
+    check_finite(network, file)
     # On a CPU, with the channels last: up to a fifth faster at 128 pixels, about the same at 16.
     last = target.type == "cpu" or bool(settings.train.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
@@ -267,7 +270,21 @@ def model_of(
         device=target,
         images_seen=int(header["images_seen"]),
         sha256=str(header.get("sha256", "")),
+        path=file,
     )
+
+
+def check_finite(network: nn.Module, file: Path) -> None:
+    """Raises DiffkitError (exit code 7) for a weight that is NaN or infinite."""
+    import torch
+
+    for name, weight in network.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise DiffkitError(
+                f"{file} cannot be used: its weights {name} are not finite.",
+                "The training diverged before they were written; use an earlier checkpoint.",
+                code=ExitCode.MODEL,
+            )
 
 
 def _of_checkpoint(file: Path, *, device: str, precision: str, raw: bool) -> Model:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -11,8 +12,10 @@ from diffkit import paths
 from diffkit.compose.model import Model
 from diffkit.compose.parts import completed
 from diffkit.config import PartChoice
+from diffkit.durable import read_lines
 from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode
+from diffkit.rundir import RunDir
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +78,7 @@ class Reference:
         from diffkit.measure.images import open_images
 
         self.device, self.world = device, world
+        self.note = ""  # what has to be said of these data beside every figure
         self.choice, build = completed("extractors", PartChoice.model_validate(extractor))
         self.network: nn.Module = build().to(device)
         self.names = _names(self.network, self.choice.name)
@@ -84,10 +88,17 @@ class Reference:
         self._pixels: dict[str, Tensor] = {}
 
     @classmethod
-    def of(cls, model: Model, run: Path, data: Path | None, extractor: str) -> Reference:
+    def of(cls, model: Model, data: Path | None, extractor: str) -> Reference:
         """For the images of a model: the data given, or its own. Raises DiffkitError if they cannot be compared."""
         crop = (model.spec.height, model.spec.width) if model.settings.data.size else None
-        return cls(data or own_data(model, run), extractor, model.device, crop, model.world)
+        reference = cls(data or own_data(model), extractor, model.device, crop, model.world)
+        own = model.settings.data.fingerprint
+        if own and not reference.train.fingerprint.startswith(own):
+            reference.note = f"{data} is not the data set that the model was trained on."
+        here = Path(os.path.abspath(model.settings.data.path))
+        if data is None and here != reference.path and os.path.exists(here):
+            reference.note = f"The model was trained on {reference.path}; {here} holds other data."
+        return reference
 
     def look(self) -> Generator[Working, None, None]:
         """Compute what is seen of all real images, or take it from the cache."""
@@ -181,16 +192,43 @@ class Reference:
         return (yield from told(work, lambda done: Working(what, done, images.count)))
 
 
-def own_data(model: Model, path: Path) -> Path:
-    """Where the data lie that the model was trained on. Raises DiffkitError if they are gone."""
-    data = Path(model.settings.data.path)
-    if not paths.exists(data / "dataset.json"):
-        raise DiffkitError(
-            f"The data that {path} was trained on are no longer at {data}.",
-            "Name them: --data DATA.",
-            code=ExitCode.DATA,
-        )
-    return data
+def own_data(model: Model) -> Path:
+    """The data set that the model was trained on, known by its fingerprint.
+
+    It is looked for where the run's last start had it, then at the same place relative to the run, then at the path
+    that training was given. Raises DiffkitError (exit code 3) if it is at none of these.
+    """
+    from diffkit.engine.store import INDEX_FILE, Store
+
+    places = dict.fromkeys(Path(os.path.abspath(place)) for place in _places(model))
+    others = []
+    for place in places:
+        if not paths.exists(place / INDEX_FILE):
+            continue
+        found = Store.open(place, verify=False).fingerprint
+        if found == (model.settings.data.fingerprint or found):
+            return place
+        others.append(place)
+    of = model.path or "the model"
+    if others:
+        message = f"{others[0]} holds other data than those that {of} was trained on."
+        hint = "Name the right ones: --data DATA. (Named so, other data are compared with too, and that is said.)"
+    else:
+        message = f"The data that {of} was trained on are no longer at {' or '.join(map(str, places))}."
+        hint = "Name them: --data DATA."
+    raise DiffkitError(message, hint, code=ExitCode.DATA)
+
+
+def _places(model: Model) -> Iterator[str | Path]:
+    """Where the data may lie."""
+    if model.path is not None:
+        run = RunDir(model.path.parent)
+        for session in reversed(read_lines(run.sessions)[-1:]):
+            if isinstance(session.get("data"), str):
+                yield session["data"]
+            if isinstance(session.get("data_from_run"), str):
+                yield run.path / session["data_from_run"]
+    yield model.settings.data.path
 
 
 def _names(network: nn.Module, name: str) -> Names:

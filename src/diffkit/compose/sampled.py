@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffkit.compose.model import Model
@@ -83,7 +82,7 @@ def own_inputs(model: Model) -> Pictures:
     from diffkit.engine.inputs import stored_pictures
     from diffkit.engine.store import Store
 
-    return stored_pictures(Store.open(own_data(model, Path("the model"))), model.spec)
+    return stored_pictures(Store.open(own_data(model)), model.spec)
 
 
 def _proportional(labels: Sequence[str | None], count: int) -> list[str | None]:

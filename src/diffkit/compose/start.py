@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffkit.compose.machine import with_precision, with_way
-from diffkit.compose.model import model_path
+from diffkit.compose.model import check_finite, model_path
 from diffkit.compose.parts import denoiser_of, network_of
 from diffkit.compose.settings import new_settings, resumed_settings, training_spec
 from diffkit.compose.training import Training
@@ -19,6 +20,7 @@ from diffkit.rundir import RunDir
 if TYPE_CHECKING:
     from torch import nn
 
+    from diffkit.engine.checkpoint import Checkpoint
     from diffkit.engine.store import Store
     from diffkit.engine.train import Recipe
 
@@ -28,7 +30,7 @@ def prepare_training(
 ) -> Training:
     """A new run with the settings `given` (nested tables), or the one that is there, checked against them.
 
-    Of a new run nothing is written yet: that is `Training.create`. Of an old one the caller holds the lock. Raises
+    Of a new run nothing is written yet: that is `Training.begin`. Of an old one the caller holds the lock. Raises
     DiffkitError if the run was begun with other settings or other data.
     """
     import torch
@@ -46,10 +48,11 @@ def prepare_training(
     checkpoint, notes = None, []
     if run.exists:
         checkpoint, damaged = latest_checkpoint(run.checkpoints)
+        _check_belongs(checkpoint, run)
         notes = [f"{problem} An older checkpoint is used instead." for problem in damaged.values()]
         if world.leads:
+            run.check_writable()
             set_aside(damaged)
-            run.tidy()
     torch.manual_seed(settings.train.seed)
     network = network_of(settings, spec)
     _check_parameters(network)
@@ -80,6 +83,25 @@ def prepare_training(
     return training
 
 
+def _check_belongs(checkpoint: Checkpoint | None, run: RunDir) -> None:
+    """Raises DiffkitError (exit code 7) if there is no checkpoint, or one of another config.toml, in a trained run."""
+    if checkpoint is None:
+        if not run.traces:
+            return
+        raise DiffkitError(
+            f"{run.path} has been trained (it holds {', '.join(run.traces)}), but has no checkpoint to go on from.",
+            "Nothing is begun anew over it: restore its checkpoints/, or train into another place with -o NEW; "
+            f"--init {shlex.quote(str(run.path))} begins there with its weights.",
+            code=ExitCode.MODEL,
+        )
+    if checkpoint.config and checkpoint.config != run.config_sha256():
+        raise DiffkitError(
+            f"{run.config} is not what it was when the checkpoint was written: the run cannot go on with it.",
+            "Restore it, or train with other settings into another place with -o.",
+            code=ExitCode.MODEL,
+        )
+
+
 def _initialise(network: nn.Module, path: Path) -> list[str]:
     """Copy the weights that fit; returns a note about those that do not (new classes)."""
     from diffkit.engine.modelfile import read_model
@@ -90,6 +112,7 @@ def _initialise(network: nn.Module, path: Path) -> list[str]:
     if not fitting:
         raise DiffkitError(f"No weight of {path} fits this network.", code=ExitCode.MODEL)
     network.load_state_dict(fitting, strict=False)
+    check_finite(network, path)
     fresh = [name for name in own if name not in fitting]
     return [f"Started from {path}; new, because they do not fit: {', '.join(fresh)}."] if fresh else []
 

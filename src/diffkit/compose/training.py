@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffkit.compose.model import Model
 from diffkit.compose.parts import bound, levels, task_of
 from diffkit.compose.preview import preview
-from diffkit.compose.reference import run_through
+from diffkit.compose.records import names, record_of
 from diffkit.compose.trial import check_weighting, first_use
 from diffkit.config import Settings, to_tables
 from diffkit.engine.distributed import ALONE, World
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from diffkit.core.denoiser import Denoiser
     from diffkit.core.weighing import Weigh
     from diffkit.engine.batches import Batches
+    from diffkit.engine.checkpoint import Checkpoint
     from diffkit.engine.saver import Saver
-    from diffkit.engine.session import Cadence, Event, Measured, Previewed
+    from diffkit.engine.session import Cadence, Event, Previewed
     from diffkit.engine.store import Store
-    from diffkit.engine.train import Progress, Recipe, Reduced, Remark, State
+    from diffkit.engine.train import NonFinite, OnNan, Progress, Recipe, Reduced, Remark, State
     from diffkit.engine.validate import Validated
 
-MEASURED_IMAGES = 256
+SMALL_FILES = 2**20  # bytes: metrics, previews, what file systems need themselves
 
 
 @dataclass
@@ -68,44 +69,81 @@ class Training:
         should_stop: Callable[[], bool],
         trackers: Trackers | None = None,
         reference: Reference | None = None,
-    ) -> Iterator[Event | Dropped]:
+        on_nan: OnNan = "abort",
+    ) -> Generator[Event | Dropped, None, None]:
         """Train, yielding events; everything is written into the run directory, and told to the trackers.
 
         The best model is that with the lowest held-out loss or, if a `reference` is given (looked at already), the
-        lowest kernel distance to it, measured whenever a preview is made.
+        lowest kernel distance to it, measured whenever a preview is made. `on_nan`: see `diffkit.engine.progress`.
+
+        Whatever error ends it, one of a plugin's part or an end to the iteration among them, the state is saved as it
+        was after the last step, unless that was not finite.
         """
+        from diffkit.compose.failures import ended_by
+        from diffkit.engine.train import NonFinite
+
+        begun = self.state.images_seen
+        try:
+            for event in self._events(cadence, report_every, should_stop, reference, on_nan):
+                if isinstance(event, NonFinite):
+                    event = self.named(event)
+                self.add_to_metrics(event)
+                yield event
+                if trackers is not None:
+                    yield from trackers.tell(event)
+            if trackers is not None:
+                yield from trackers.finish()
+        except BaseException as error:
+            outcome, failure = ended_by(self, error, begun)
+            if failure is not None:
+                raise failure from error
+            if outcome is not None and not isinstance(error, GeneratorExit):
+                yield outcome
+            raise
+        finally:  # before the run's lock goes
+            self.saver.wait()
+
+    def _events(
+        self,
+        cadence: Cadence,
+        report_every: int,
+        should_stop: Callable[[], bool],
+        reference: Reference | None,
+        on_nan: OnNan,
+    ) -> Iterator[Event]:
+        from diffkit.compose.looks import measurement, validation, watched
+        from diffkit.compose.rollback import steps_of
         from diffkit.engine.session import Chores, session
 
         history = self.history()
-        validate = self._validation(history, keep=reference is None) if cadence.validate_every else None
-        steps = self.steps(cadence.until_images, report_every)
+        by_loss = reference is None
         chores = Chores(
             save=self.save,
-            preview=self.preview,
-            validate=validate,
+            preview=watched(self, cadence),
+            validate=validation(self, history, keep=by_loss, on_nan=on_nan) if cadence.validate_every else None,
             snapshot=self.snapshot,
-            measure=None if reference is None else self._measurement(reference),
+            measure=None if reference is None else measurement(self, reference),
             over=lambda: cadence.stop_when is not None and self.over(cadence.stop_when, history),
             should_stop=should_stop,
             agreed=self.world.any,
         )
+        steps = steps_of(self, cadence.until_images, report_every, on_nan, history)
         begun = False
-        try:
-            for event in session(self.state, steps, cadence, chores):
-                if self.world.leads and not begun:
-                    self.saver.reserve(self.state.checkpoint())
-                    begun = True
-                if self.world.leads and (record := _record(event, self.run)):
-                    self.run.add_metrics(record)
-                yield event
-                if trackers is not None:
-                    yield from trackers.tell(event)
-        finally:  # before the run's lock goes
-            self.saver.wait()
+        for event in session(self.state, steps, cadence, chores):
+            if self.world.leads and not begun:
+                self.saver.reserve(self.state.checkpoint())
+                begun = True
+            yield event
 
     def steps(
-        self, until_images: int | None = None, report_every: int = 1, recipe: Recipe | None = None
-    ) -> Iterator[Progress | Reduced | Remark]:
+        self,
+        until_images: int | None = None,
+        report_every: int = 1,
+        recipe: Recipe | None = None,
+        *,
+        on_nan: OnNan = "abort",
+        passed_over: Collection[int] = (),
+    ) -> Iterator[Progress | Reduced | Remark | NonFinite]:
         """The bare training from where it is, of which nothing is written; see `diffkit.engine.train.train`.
 
         `recipe`: another than its own.
@@ -113,7 +151,7 @@ class Training:
         from diffkit.core.denoiser import squared_error
         from diffkit.engine.train import train
 
-        return train(
+        steps = train(
             self.state,
             self.denoiser,
             self.batches(),
@@ -126,7 +164,10 @@ class Training:
             world=self.world,
             before_update=self.saver.copied,
             cuda_graphs=self.settings.train.cuda_graphs,
+            on_nan=on_nan,
+            passed_over=passed_over,
         )
+        return self.world.computed(steps)
 
     @property
     def report_every(self) -> int:
@@ -146,60 +187,19 @@ class Training:
 
         return RULES[rule](history)
 
-    def _validation(self, history: list[Validated], *, keep: bool) -> Callable[[], Validated]:
-        """Measure the held-out loss, add it to the history and, if wanted, keep the model if none was better."""
-        from diffkit.engine.stopping import best
-        from diffkit.engine.validate import Validation
+    def named(self, event: NonFinite) -> NonFinite:
+        """With the names of its batch's images."""
+        import torch
 
-        task = task_of(self.settings)
-        at_once = self.recipe.micro_batch
-        validation = Validation(self.store, self.spec, self.levels(), self.recipe.seed, task, self.world, at_once)
+        if event.first is None:
+            return event
+        positions = torch.arange(event.first, event.first + self.recipe.batch_size)
+        return replace(event, examples=tuple(names(self.store.path, self.batches().indices(positions).tolist())))
 
-        def validate() -> Validated:
-            found = validation(replace(self.denoiser, network=self.state.average), self.state.images_seen)
-            history.append(found)
-            if keep and best(history) is found:
-                self._write_model(self.run.best)
-            return found
-
-        return validate
-
-    def _measurement(self, reference: Reference) -> Callable[[], Measured]:
-        """Compare samples with the real images, note it, and keep the model if none was nearer."""
-        from diffkit.compose.comparison import Way, compare
-        from diffkit.durable import append_line, read_lines
-        from diffkit.engine.session import Measured
-
-        kept = [
-            record["metrics"][0]["value"]
-            for record in read_lines(self.run.evaluations)
-            if record.get("while_training") and record["images_seen"] <= self.state.images_seen
-        ]
-
-        def measure() -> Measured:
-            seen = self.state.images_seen
-            (found,) = run_through(
-                compare(reference, "train", "kid", [Way(self.model(), {})], MEASURED_IMAGES, self.recipe.seed)
-            )
-            record = {
-                "images_seen": seen,
-                "while_training": True,
-                "extractor": str(reference.choice),
-                "samples": found.images,
-                **found.settings,
-                "metrics": [found.metric.to_dict()],
-                "floor": [],
-                "reference": {"path": str(reference.path), "part": "train", "images": reference.train.count},
-            }
-            if self.world.leads:
-                append_line(self.run.evaluations, record)
-            if all(found.metric.value < value for value in kept):
-                self._write_model(self.run.best)
-            kept.append(found.metric.value)
-            assert found.metric.low is not None and found.metric.high is not None
-            return Measured(seen, found.metric.name, found.metric.value, found.metric.low, found.metric.high)
-
-        return measure
+    def add_to_metrics(self, event: Event) -> None:
+        """The line that the event leaves, if it leaves one."""
+        if self.world.leads and (record := record_of(event, self.run.path)):
+            self.run.add_metrics(record)
 
     def check(self) -> None:
         """Raises DiffkitError now for a schedule, a weighting or a preview that would fail later."""
@@ -207,13 +207,44 @@ class Training:
         self.weigh()
         self.model().plan()
 
-    def create(self) -> None:
-        """Begin the run on disk; the caller holds its lock."""
-        self.run.create(self.settings)
+    def check_space(self) -> None:
+        """Raises DiffkitError (exit code 4) unless there is room for what the training keeps.
+
+        A new checkpoint is written before the oldest one goes, and so is a new model.
+        """
+        from diffkit.durable import disk_full, free_space
+        from diffkit.engine.checkpoint import KEEP, kept
+
+        states = max(1, KEEP + 1 - kept(self.run.checkpoints)) * self.state.checkpoint().nbytes
+        models = 3 - sum(path.exists() for path in (self.run.model, self.run.best))
+        weights = sum(tensor.nbytes for tensor in self.state.average.state_dict().values())
+        need = states + models * weights + SMALL_FILES
+        if free_space(self.run.path) < need:
+            raise disk_full(self.run.path, need)
+
+    def begin(self) -> None:
+        """Begin the run on disk, or complete what a start that was cut off had begun; the caller holds its lock.
+
+        A checkpoint of the very beginning is part of it: so a run that has been trained always has a checkpoint, and
+        the absence of one is never a beginning.
+        """
+        from diffkit.engine.checkpoint import kept, save_checkpoint
+
+        self.run.lay_out()
+        self.check_space()
+        if not self.run.exists:
+            self.run.create(self.settings)
+        if not kept(self.run.checkpoints):
+            save_checkpoint(self.run.checkpoints, self._checkpoint())
+        self.run.rewind_metrics(self.state.images_seen)
+
+    def _checkpoint(self) -> Checkpoint:
+        return replace(self.state.checkpoint(), config=self.run.config_sha256())
 
     def save(self) -> Future[None]:
         """Begin to write a checkpoint, then the model, of the state as it is now, which only `steps` may go on with."""
-        from diffkit.engine.checkpoint import Checkpoint, save_checkpoint
+        from diffkit import durable
+        from diffkit.engine.checkpoint import save_checkpoint
         from diffkit.engine.modelfile import write_tensors
         from diffkit.engine.train import under
 
@@ -224,12 +255,14 @@ class Training:
         header = self.header()
 
         def write(checkpoint: Checkpoint) -> None:
+            durable.sync_path(self.run.metrics)  # what was measured up to here lasts as long as the checkpoint
             save_checkpoint(self.run.checkpoints, checkpoint)
             write_tensors(self.run.model, under(checkpoint.tensors, "average."), header)
 
-        return self.saver.begin(self.state.checkpoint(), write)
+        return self.saver.begin(self._checkpoint(), write)
 
-    def _write_model(self, path: Path) -> None:
+    def write_model(self, path: Path) -> None:
+        """The averaged weights as they are now, into this file."""
         from diffkit.engine.modelfile import write_tensors
 
         if self.world.leads:
@@ -274,15 +307,16 @@ class Training:
         return to_tables(self.settings)
 
     def preview(self) -> Previewed:
-        """Samples by the averaged weights: their picture in the run, and their colours."""
-        from diffkit.engine.pictures import colours, grid, save_png
+        """Samples by the averaged weights: their picture in the run, and how they look."""
+        from diffkit.engine.appearance import Appearance
+        from diffkit.engine.pictures import grid, save_png
         from diffkit.engine.session import Previewed
 
         images, shown, columns = preview(self.model(), self.store, self.recipe.seed)
         path = self.run.samples / f"images-{self.state.images_seen:012d}.png"
         if self.world.leads:
             save_png(path, grid(shown, columns))
-        return Previewed(self.state.images_seen, path, *colours(images))
+        return Previewed(self.state.images_seen, path, Appearance.of(images))
 
     def model(self) -> Model:
         """The averaged network as it is now."""
@@ -294,6 +328,7 @@ class Training:
             device=self.device,
             images_seen=self.state.images_seen,
             world=self.world,
+            path=self.run.model,
         )
 
     def levels(self) -> Callable[[Tensor], Tensor]:
@@ -329,29 +364,3 @@ class Training:
             s = levels(torch.linspace(0, 1, 65, dtype=torch.float64))
             check_weighting(self.settings.weighting, weighting(s, density(levels)(s)))
         return by_weighting(weighting, density(levels), self.denoiser.prediction, levels)
-
-
-def _record(event: Event, run: RunDir) -> dict[str, Any] | None:
-    """The line of metrics.jsonl that an event leaves, if it leaves one."""
-    from diffkit.engine.session import Previewed
-    from diffkit.engine.train import Progress
-    from diffkit.engine.validate import Validated
-
-    if isinstance(event, Progress) and event.loss is not None:
-        return {
-            "images": event.images_seen,
-            "step": event.step,
-            "loss": event.loss,
-            "grad_norm": event.grad_norm,
-            "lr": event.lr,
-            "images_per_second": round(event.images_per_second, 2),
-            "data_wait": round(event.data_wait, 4),
-            "loss_by_level": list(event.by_level),
-        }
-    if isinstance(event, Validated):
-        return event.to_record()
-    if isinstance(event, Previewed):
-        picture = event.path.relative_to(run.path).as_posix()
-        colours = {"colour_mean": list(event.colour_mean), "colour_std": list(event.colour_std)}
-        return {"images": event.images_seen, "picture": picture, **colours}
-    return None

@@ -26,6 +26,8 @@ def first_use(kind: str, choice: PartChoice) -> Iterator[None]:
         yield
     except (DiffkitError, MemoryError):
         raise
+    except SystemExit as error:
+        raise _unusable(kind, choice, f"it ends the process (SystemExit: {error})") from error
     except Exception as error:
         if is_memory(error):
             raise

@@ -29,10 +29,22 @@ def ema_decay(images_seen: int, batch: int, half_life: float) -> float:
 
 
 @torch.no_grad()
-def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the parameters of `average` towards those of `network`. Buffers are copied: never averaged."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+def update_ema(average: nn.Module, network: nn.Module, decay: float, finite: Tensor | None = None) -> None:
+    """Move the parameters of `average` towards those of `network`. Buffers are copied: never averaged.
+
+    Where `finite`, one flag on their device, is false, nothing moves, and the network gets back its buffers.
+    """
+    averages: list[Tensor] = [*average.parameters()]
+    parameters: list[Tensor] = [*network.parameters()]
+    if finite is None:
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
+    else:
+        steps = list(torch._foreach_sub(parameters, averages))
+        torch._foreach_mul_(steps, finite * (1 - decay))
+        torch._foreach_add_(averages, steps)
     for target, source in zip(average.buffers(), network.buffers(), strict=True):
+        if finite is not None:
+            source.copy_(torch.where(finite, source, target))
         target.copy_(source)
 
 

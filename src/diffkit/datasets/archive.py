@@ -5,43 +5,20 @@ from __future__ import annotations
 import io
 import threading
 import zipfile
-from collections import Counter
-from dataclasses import dataclass, field
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
 from diffkit.datasets.imagefile import MAX_BYTES, Refused, RejectedImage, is_image_name, open_image, rejecting
+from diffkit.datasets.sorting import HEAD_BYTES, Entry, File, Found, hidden_part, sort_out
 from diffkit.errors import DiffkitError, ExitCode
 
-if TYPE_CHECKING:
-    from diffkit.interfaces import ImageLike
-
 _LARGE = 2**24
-
-
-class Entry(NamedTuple):
-    """What has an image's extension: its relative POSIX name, and the image (None = the file there)."""
-
-    name: str
-    image: ImageLike | None = None
-
-
-@dataclass
-class Found:
-    """What a folder or an archive holds: images, the other extensions seen, a folder around everything."""
-
-    entries: list[Entry] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-    wrapper: str = ""
-
-    def add(self, name: str, image: ImageLike | None = None) -> None:
-        """Sort a file by its extension."""
-        if is_image_name(name):
-            self.entries.append(Entry(name, image))
-        else:
-            self.others[Path(name).suffix.lower() or "no extension"] += 1
+_UTF8 = 0x800
 
 
 @dataclass(frozen=True)
@@ -69,8 +46,8 @@ class _Member:
             return stream.read()
 
 
-def members(path: Path) -> Found:
-    """The images of the zip archive at `path`. Raises DiffkitError for a damaged archive."""
+def members(path: Path, generated: bool = False) -> Found:
+    """The images of the zip archive at `path`; `generated` as in `sort_out`. Raises DiffkitError if it is damaged."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
@@ -78,19 +55,50 @@ def members(path: Path) -> Found:
             f"{path} is not a readable zip archive: {error}", "Download or pack it again.", code=ExitCode.DATA
         ) from error
     found, lock = Found(), threading.Lock()
-    for name, info in {info.filename: info for info in archive.infolist()}.items():
+    files: list[File] = []
+    for name, info in _named(archive, found).items():
         reason = _refusal(info)
-        if not info.is_dir() and (reason or not is_hidden(name)):
-            found.add(name, Refused(reason) if reason else _Member(archive, info, lock))
-    tops = {entry.name.partition("/")[0] for entry in found.entries}
-    if len(tops) == 1 and all("/" in entry.name for entry in found.entries):
-        found.wrapper = tops.pop() + "/"
+        if hidden := "" if reason else hidden_part(name):
+            found.system[hidden] += 1
+        elif reason and is_image_name(name):
+            found.entries.append(Entry(name, Refused(reason)))
+        elif reason:
+            found.skip(name, reason)
+        else:
+            files.append(File(name, _Member(archive, info, lock), partial(_head, archive, info)))
+    sort_out(files, found, generated)
     return found
 
 
-def is_hidden(name: str) -> bool:
-    """Whether any part of a relative POSIX name is hidden, or one of macOS' shadow folders."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+def _named(archive: zipfile.ZipFile, found: Found) -> dict[str, zipfile.ZipInfo]:
+    """The files by the names that their packer meant; of two of one name the last, as unzip has it."""
+    infos: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = _name(info)
+        if info.is_dir() or name.endswith("/"):
+            continue
+        if name in infos:
+            found.skip(name, "another member of the archive has the same name and comes later")
+        infos[name] = info
+    return infos
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """Windows may write backslashes; macOS writes UTF-8 without the flag that says so."""
+    name = info.filename
+    if not info.flag_bits & _UTF8 and not name.isascii():
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
+
+def _head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The first bytes of a member; none where it cannot be read."""
+    try:
+        with archive.open(info) as stream:
+            return stream.read(HEAD_BYTES)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, zlib.error):
+        return b""
 
 
 def _refusal(info: zipfile.ZipInfo) -> str:

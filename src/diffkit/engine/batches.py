@@ -129,7 +129,7 @@ class Batches:
     def batch(self, first: int, count: int, pinned: bool = False) -> Batch:
         """The images at positions first ... first + count - 1 of the stream; pinned: ready to be sent to a GPU."""
         positions = torch.arange(first, first + count)
-        indices = self._indices(positions)
+        indices = self.indices(positions)
         columns = {"labels": self.spec.classes, "attributes": self.spec.attributes}
         classes, values = (self.images.column(kind, indices) if there else None for kind, there in columns.items())
         batch = Batch(
@@ -168,8 +168,8 @@ class Batches:
             places[:, 3] = uniform(self.seed, Purpose.FLIP, positions)[:, 0] < 0.5
         return places
 
-    def _indices(self, positions: Tensor) -> npt.NDArray[np.int64]:
-        """Every epoch visits every image once, in an order of its own."""
+    def indices(self, positions: Tensor) -> npt.NDArray[np.int64]:
+        """Which images these positions are: every epoch visits every image once, in an order of its own."""
         epochs, places = positions // self.images.count, positions % self.images.count
         parts = [_order(self.seed, int(epoch), self.images.count)[places[epochs == epoch]] for epoch in epochs.unique()]
         indices: npt.NDArray[np.int64] = torch.cat(parts).numpy()

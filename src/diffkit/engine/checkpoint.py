@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffkit import durable
-from diffkit.engine.modelfile import read_tensors, write_tensors
+from diffkit.engine.modelfile import Newer, read_tensors, write_tensors
 from diffkit.errors import DiffkitError, ExitCode
 
 FILE = "state.safetensors"
@@ -21,11 +22,18 @@ KEEP = 2
 @dataclass(frozen=True)
 class Checkpoint:
     """All that training needs to go on: tensors by name, and the images seen. `trained`: names of those that only
-    the optimiser's step changes, and that have to be finite (a backbone's buffers may hold infinities on purpose)."""
+    the optimiser's step changes, and that have to be finite (a backbone's buffers may hold infinities on purpose).
+    `config`: the sha256 of the run's config.toml, without which the tensors mean nothing; empty in format 1."""
 
     tensors: dict[str, Tensor]
     images_seen: int
     trained: frozenset[str] = frozenset()
+    config: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """What its file takes, but for the header."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> Path:
@@ -37,26 +45,28 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> P
         raise non_finite(checkpoint.images_seen)
     target = folder / f"images-{checkpoint.images_seen:012d}"
     if not _usable(target):
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            durable.remove(target)
         with durable.new_folder(target) as temporary:
-            write_tensors(temporary / FILE, checkpoint.tensors, {"images_seen": checkpoint.images_seen})
+            write_tensors(temporary / FILE, checkpoint.tensors, _header(checkpoint))
         read_tensors(target / FILE)
     for old in _found(folder)[keep:]:
-        shutil.rmtree(old)
+        durable.remove(old)
     return target
 
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     """The newest usable checkpoint, and what is wrong with each newer one. Changes nothing.
 
-    None if there has never been one. Raises DiffkitError if all are damaged: never a silent fresh start.
+    None if there is none. Raises DiffkitError (exit code 7) if all are damaged, or if one is of a newer format.
     """
     problems: dict[Path, str] = {}
     found = _found(folder)
     for path in found:
         try:
-            tensors, header = read_tensors(path / FILE)
-            return Checkpoint(tensors, int(header["images_seen"])), problems
+            return _read(path), problems
+        except Newer:
+            raise
         except DiffkitError as error:
             problems[path] = error.message
     if found:
@@ -68,27 +78,45 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]
     return None, problems
 
 
+def kept(folder: Path) -> int:
+    """How many checkpoints there are."""
+    return len(_found(folder))
+
+
 def set_aside(damaged: Iterable[Path]) -> None:
     """Rename damaged checkpoints, so that they neither count nor stand in the way; for the run's writer only."""
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            durable.remove(aside)
         durable.rename(path, aside)
 
 
 def non_finite(images_seen: int) -> DiffkitError:
-    """The loss or a weight is NaN or infinite."""
+    """A weight is NaN or infinite."""
     return DiffkitError(
-        f"Training diverged: the loss or a weight is no longer finite (after {images_seen:,} images).",
-        "The last checkpoint is sound. Start again from it with a smaller learning rate: "
-        "diffkit train DATA -o NEW --init RUN --lr X.",
+        f"The weights are no longer finite after {images_seen:,} images; they are not saved.",
+        "Try a smaller learning rate.",
         code=ExitCode.NON_FINITE,
     )
 
 
+def _header(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"images_seen": checkpoint.images_seen, "config": checkpoint.config}
+
+
+def _read(path: Path) -> Checkpoint:
+    """Raises DiffkitError if the checkpoint is damaged."""
+    tensors, header = read_tensors(path / FILE)
+    images_seen = header.get("images_seen")
+    if not isinstance(images_seen, int) or images_seen < 0:
+        raise DiffkitError(f"{path} is not a checkpoint: it does not say how many images were seen.")
+    return Checkpoint(tensors, images_seen, config=str(header.get("config", "")))
+
+
 def _usable(path: Path) -> bool:
     try:
-        read_tensors(path / FILE)
+        _read(path)
     except DiffkitError:
         return False
     return True
@@ -96,4 +124,10 @@ def _usable(path: Path) -> bool:
 
 def _found(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted(folder.glob("images-*"), reverse=True)
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DiffkitError(f"Cannot read {folder}: {error.strerror}.", code=ExitCode.MACHINE) from error
+    return [folder / name for name in sorted(names, reverse=True) if name.startswith("images-")]

@@ -20,6 +20,11 @@ GAIN_WANTED = 1.1
 SHORT = 0.5  # seconds
 WANT_OF_MEMORY = (
     "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "could not create a memory",  # and these by oneDNN, on a CPU
+    "could not create a primitive",
+    "could not execute a primitive",
     "out of memory",
     "ALLOC_FAILED",
     "unable to find an engine",  # cuDNN, when none of its ways gets the space to work in
@@ -146,12 +151,14 @@ def free_bytes(device: torch.device) -> int | None:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def is_memory(error: Exception) -> bool:
-    """Whether this is want of memory: elsewhere than in CUDA's own allocator it comes as a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WANT_OF_MEMORY)
+def is_memory(error: BaseException) -> bool:
+    """Whether this is want of memory: of torch's own on a CPU, and of cuDNN, it comes as a plain RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WANT_OF_MEMORY)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What went wrong, shortly."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
 

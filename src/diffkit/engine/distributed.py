@@ -1,35 +1,47 @@
 """Several processes as one: each takes its share of every batch, and what they find is added up.
 
-torchrun starts the processes and watches over them; here is all that they say to each other.
+A launcher starts the processes (`--gpus`, torchrun, Slurm); here is all that they say to each other.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from diffkit.errors import DiffkitError, ExitCode
+from diffkit.engine.peers import OtherFailed, Peers
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch._C._distributed_c10d import Store
 
-PATIENCE = timedelta(hours=1)
+Item = TypeVar("Item")
+
+JOINING = timedelta(minutes=10)
+LONGEST = timedelta(hours=1)
+"""How long one process may compute while the others wait for it."""
 MESSAGE = 2**24  # numbers
+LAUNCHER = "DIFFKIT_LAUNCHER"
+"""The environment variable with the process that has started the others, where that was `--gpus`."""
+STORE = "DIFFKIT_STORE"
+"""The environment variable with the first process's socket for the common store, listening already."""
 
 
 @dataclass(frozen=True)
 class World:
     """The processes of one training: this one's number, and how many there are. Alone, every method does nothing.
 
-    All processes call the same methods in the same order.
+    All processes call the same methods in the same order. Those that wait for the others raise OtherFailed when one
+    of these has failed or hangs.
     """
 
     rank: int = 0
     size: int = 1
+    peers: Peers | None = field(default=None, repr=False, compare=False)
 
     @property
     def leads(self) -> bool:
@@ -49,8 +61,10 @@ class World:
 
         for some in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in some])
-            with _among_others():
-                dist.all_reduce(flat)
+            if flat.device.type == "cpu":
+                self._sum(flat)
+            else:
+                dist.all_reduce(flat)  # is only queued: who fails is found out by the next flag
             for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
@@ -59,33 +73,38 @@ class World:
         if self.size == 1:
             return flag
         import torch
-        import torch.distributed as dist
 
-        flags = torch.tensor([flag], dtype=torch.int32)
-        with _among_others():
-            dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags.item())
+        count = torch.tensor([flag], dtype=torch.int32)
+        self._sum(count)
+        return bool(count.item())
 
     def wait(self) -> None:
         """Until all are here."""
         self.any(False)
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Inside, this process computes: waiting for a disk or a network would be a fault (see `peers`)."""
+        return self.peers.computing() if self.peers else nullcontext()
+
+    def computed(self, work: Iterator[Item]) -> Iterator[Item]:
+        """The items of `work`; each but the first, which may have to compile, is made `computing`."""
+        for number in itertools.count():
+            with self.computing() if number else nullcontext():
+                item = next(work, None)
+            if item is None:
+                return
+            yield item
+
+    def _sum(self, values: Tensor) -> None:
+        import torch.distributed as dist
+
+        assert self.peers is not None
+        work = dist.all_reduce(values, async_op=True)
+        assert work is not None
+        self.peers.wait(work)
+
 
 ALONE = World()
-
-
-class OtherFailed(DiffkitError):
-    """Another process of this world has ended; it has said why."""
-
-    silent = True
-
-
-@contextmanager
-def _among_others() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise OtherFailed(f"Another process has ended ({error}).", code=ExitCode.MACHINE) from error
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -102,7 +121,10 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """The world that torchrun has put this process into, or one of its own. `device`: as on the command line."""
+    """The world that a launcher has put this process into, or one of its own. `device`: as on the command line.
+
+    An error that leaves it ends the other processes too, and the first of several speaks for all (`personal`).
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
@@ -112,9 +134,48 @@ def joined(device: str) -> Iterator[World]:
     gpus = device in {"auto", "cuda"} and torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # Messages between CPUs go over gloo whatever the device, so that a flag never waits for a GPU's queue.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        store = _store(rank, size)
+        peers = Peers(dist.PrefixStore("diffkit", store), rank, size)  # type: ignore[attr-defined]
+        # Messages between CPUs go over gloo whatever the device, so that a flag never waits for a GPU's queue.
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
+    except RuntimeError as error:
+        raise _not_met(rank, size, error) from error
+    try:
+        yield World(rank, size, peers)
+    except OtherFailed:
+        raise
+    except Exception as error:
+        first = peers.fails()
+        error.personal, error.silent = first, not first  # type: ignore[attr-defined]
+        raise
+    else:
+        dist.destroy_process_group()  # would wait, in the other cases, for those that do not come
     finally:
-        dist.destroy_process_group()
+        peers.close()
+
+
+def _not_met(rank: int, size: int, error: RuntimeError) -> OtherFailed:
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    failed = OtherFailed(
+        f"Rank {rank} of {size} could not meet the others at {where}: {reason}",
+        "Another process has ended while they began, or there is no connection to that address.",
+    )
+    failed.silent = LAUNCHER in os.environ  # by a launcher that says which process has ended
+    failed.personal = not failed.silent
+    return failed
+
+
+def _store(rank: int, size: int) -> Store:
+    """Where the processes find each other."""
+    from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]
+
+    if STORE in os.environ and rank == 0:
+        address, port, socket = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ[STORE])
+        return TCPStore(address, port, size, True, JOINING, wait_for_workers=False, master_listen_fd=socket)
+    store: Store
+    store, *_ = next(rendezvous("env://", rank, size, timeout=JOINING))
+    return store

@@ -88,7 +88,7 @@ class Gradients:
             if self._graph is not None and at_once:
                 return self._replayed(self._graph, batch)
             return self._launched(batch.split(micro_batch))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_memory(error):
                 raise
         self._forget()

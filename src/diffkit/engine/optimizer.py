@@ -26,8 +26,11 @@ class AdamW:
         self.slots: dict[int, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Change every parameter that has a gradient."""
+    def step(self, lr: float, finite: Tensor | None = None) -> None:
+        """Change every parameter that has a gradient; none, and no moment, where `finite` is false.
+
+        That flag lies on the device, and needs `fused`.
+        """
         places = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
         parameters = [self.parameters[place] for place in places]
         slots = [self._slots_of(place) for place in places]
@@ -40,6 +43,7 @@ class AdamW:
             [],
             steps,
             fused=self.fused,
+            found_inf=None if finite is None else 1.0 - finite.float(),
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],

@@ -47,9 +47,3 @@ def psnr(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of two images, in dB; 99 for equal ones."""
     error = float(np.square(one.astype(np.float64) - other).mean())
     return 99.0 if error == 0 else min(99.0, 10 * math.log10(255**2 / error))
-
-
-def colours(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """uint8 [N, H, W, C] -> mean and standard deviation per channel, in units of [-1, 1]."""
-    values = images.reshape(-1, images.shape[-1]) / 127.5 - 1
-    return tuple(values.mean(0).tolist()), tuple(values.std(0).tolist())

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from diffkit.engine.train import Progress, Reduced, Remark, State
+from diffkit.engine.appearance import Appearance
+from diffkit.engine.train import NonFinite, Progress, Reduced, Remark, State
 from diffkit.engine.validate import Validated, due
 
 Reason: TypeAlias = Literal["done", "time", "stopped", "memorizing", "plateau"]
@@ -25,13 +26,21 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class NotSaved:
+    """An error ends the training, and its state, as it was at `images_seen`, could not be saved either."""
+
+    images_seen: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Previewed:
-    """A grid of samples has been written; the mean and deviation of its images, per channel, in units of [-1, 1]."""
+    """A grid of samples has been written; how they look, and what looks wrong with them, in words."""
 
     images_seen: int
     path: Path
-    colour_mean: tuple[float, ...] = ()
-    colour_std: tuple[float, ...] = ()
+    appearance: Appearance
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,9 @@ class Ended:
     reason: Reason
 
 
-Event: TypeAlias = "Progress | Reduced | Remark | Saved | Previewed | Validated | Measured | Ended"
+Event: TypeAlias = (
+    "Progress | Reduced | Remark | NonFinite | Saved | NotSaved | Previewed | Validated | Measured | Ended"
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Chores:
 
     save: Callable[[], Future[None]]
     preview: Callable[[], Previewed]
-    validate: Callable[[], Validated] | None
+    validate: Callable[[], Validated | NonFinite] | None
     snapshot: Callable[[], None]
     over: Callable[[], bool]
     measure: Callable[[], Measured] | None
@@ -87,12 +98,12 @@ class Chores:
 
 
 def session(
-    state: State, steps: Iterator[Progress | Reduced | Remark], cadence: Cadence, chores: Chores
+    state: State, steps: Iterator[Progress | Reduced | Remark | NonFinite], cadence: Cadence, chores: Chores
 ) -> Iterator[Event]:
     """Run `steps` (from `train`), yielding its progress and what is done along the way.
 
-    The state is saved now and then, written while training goes on, and at the end, whatever ended it, except an
-    error: then the last checkpoint stands.
+    The state is saved now and then, written while training goes on, and at the end. It is not when an error ends it:
+    whoever calls this may, as long as `state.updating` is false.
     """
     saving: _Saving | None = None
     begun = saved = time.monotonic()
@@ -101,6 +112,7 @@ def session(
     for progress in steps:
         yield progress
         if not isinstance(progress, Progress):
+            before = min(before, state.images_seen)  # after a way back, what lies ahead is due once more
             continue
         if saving is not None and saving.written.done():
             yield saving.saved()
@@ -122,7 +134,9 @@ def session(
         if stopped or (late and not last):
             reason = "stopped" if stopped else "time"
             break
-        if saving is None and not last and time.monotonic() - saved >= cadence.save_seconds:
+        # What is saved has been looked at: a report has found all steps before it to be finite.
+        reported = progress.loss is not None
+        if saving is None and not last and reported and time.monotonic() - saved >= cadence.save_seconds:
             saving = _save(state, chores.save)
             saved, saved_at = time.monotonic(), state.images_seen
     if saving is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,10 +39,10 @@ class ShardWriter:
     def add(self, pixels: Pixels) -> None:
         """Append one image [H, W, C]."""
         if self._file is None:
-            self._file = self._path(self.kind, len(self.sizes)).open("wb")
+            self._file = durable.create(self._path(self.kind, len(self.sizes)))
             self.sizes.append(0)
-            durable.write(self._file, npy_header("|u1", (0, *self.row)))
-        durable.write(self._file, np.ascontiguousarray(pixels).data)
+            durable.write_to(self._file, npy_header("|u1", (0, *self.row)))
+        durable.write_to(self._file, np.ascontiguousarray(pixels).data)
         self.sizes[-1] += 1
         if self.sizes[-1] == self.shard_images:
             self.finish_shard()
@@ -53,9 +52,10 @@ class ShardWriter:
         if self._file is None:
             return
         self._file.seek(0)
-        durable.write(self._file, npy_header("|u1", (self.sizes[-1], *self.row)))
-        durable.sync_file(self._file)
-        self.close()
+        durable.write_to(self._file, npy_header("|u1", (self.sizes[-1], *self.row)))
+        with durable.explained(Path(self._file.name)):
+            durable.sync_file(self._file)
+            self.close()
 
     def close(self) -> None:
         """Let go of the open file, finished or not."""
@@ -87,16 +87,18 @@ class LineWriter:
     """A JSON-lines file, written line by line and made durable at the end."""
 
     def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
+        self.path = path
+        self._file: BinaryIO = durable.create(path)
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one record."""
-        durable.write(self._file, (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+        durable.write_to(self._file, durable.json_line(record))
 
     def finish(self) -> None:
         """fsync and close."""
-        durable.sync_file(self._file)
-        self._file.close()
+        with durable.explained(self.path):
+            durable.sync_file(self._file)
+            self._file.close()
 
     def close(self) -> None:
         """Let go of the open file, finished or not."""

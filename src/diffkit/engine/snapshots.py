@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffkit import durable
 from diffkit.core.ema import combination, gamma_of
 from diffkit.engine.modelfile import read_model, read_model_header, write_tensors
 from diffkit.engine.train import State, under
@@ -38,11 +39,11 @@ def save_snapshot(folder: Path, state: State, header: dict[str, Any], keep: int)
         for length, track in state.tracks.items()
         for name, value in track.state_dict().items()
     }
-    folder.mkdir(exist_ok=True)
+    durable.make_folders(folder)
     write_tensors(_path(folder, state.images_seen), tensors, {**header, "lengths": list(state.tracks)})
     places = [int(path.stem.split("-")[1]) for path in snapshots(folder)]
     for place in superfluous(places, keep):
-        _path(folder, place).unlink()
+        durable.remove(_path(folder, place))
 
 
 def snapshots(folder: Path) -> list[Path]:
@@ -76,6 +77,9 @@ def averaged(folder: Path, lengths: Sequence[float]) -> list[Averaged]:
             code=ExitCode.MODEL,
         )
     headers = [read_model_header(path) for path in paths]
+    for path, header in zip(paths, headers, strict=True):
+        if not isinstance(header.get("lengths"), list):
+            raise DiffkitError(f"{path} is not a snapshot.", "Take it out of that folder.", code=ExitCode.MODEL)
     stored = [(header["images_seen"], gamma_of(length)) for header in headers for length in header["lengths"]]
     end = headers[-1]["images_seen"]
     mixes = [combination(stored, (end, gamma)) for gamma in gammas]

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
 
-from diffkit import paths
+from diffkit import durable, paths
+from diffkit.checksum import ZEROS, is_intact, sealed
 from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 from diffkit.interfaces import ImageSpec
 from diffkit.names import command
 
 FORMAT = "diffkit-dataset"
-VERSION = 1
+VERSION = 2
 INDEX_FILE = "dataset.json"
 PARTS = ("train", "holdout")
+_LEAD = b'{\n  "sha256": "'
 KINDS = {"images": "|u1", "labels": "<i8", "attributes": "<f4", "inputs": "|u1"}
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Indices: TypeAlias = npt.NDArray[np.int64]
+
+_verified: set[tuple[object, ...]] = set()
+"""The states of data sets that this process has compared with their checksums."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,20 @@ class Shard:
     part: str
     images: int
     sha256: str
+
+
+class _Index(BaseModel):
+    """What dataset.json holds, as far as it is read. `records`: sha256 of the JSON-lines files (none in format 1)."""
+
+    spec: dict[str, Any]
+    count: PositiveInt
+    holdout_count: NonNegativeInt
+    mean: list[FiniteFloat]
+    std: list[FiniteFloat]
+    sigma_data: Annotated[FiniteFloat, Field(gt=0)]
+    class_counts: dict[str, NonNegativeInt]
+    shards: list[Shard]
+    records: dict[str, str] = {}
 
 
 class _Rows:
@@ -70,27 +93,30 @@ class Store:
     """
 
     def __init__(self, path: Path, index: dict[str, Any]) -> None:
-        """Use `Store.open`. Raises KeyError, TypeError or ValueError where `index` is incomplete."""
+        """Use `Store.open`. Raises ValueError where `index` is incomplete or contradicts itself."""
         self.path = path
         self.index = index
-        self.spec = ImageSpec.from_dict(index["spec"])
-        self.count = int(index["count"])
-        self.holdout_count = int(index["holdout_count"])
-        self.mean = tuple(float(value) for value in index["mean"])
-        self.std = tuple(float(value) for value in index["std"])
-        self.sigma_data = float(index["sigma_data"])
-        self.class_counts: dict[str, int] = dict(index["class_counts"])
-        self.shards = [Shard(**shard) for shard in index["shards"]]
-        if any(Path(shard.file).name != shard.file for shard in self.shards):
+        known = _Index.model_validate_json(json.dumps(index), strict=True)
+        self.spec = ImageSpec.from_dict(known.spec)
+        self.count, self.holdout_count = known.count, known.holdout_count
+        self.mean, self.std, self.sigma_data = tuple(known.mean), tuple(known.std), known.sigma_data
+        self.class_counts, self.shards, self.records = known.class_counts, known.shards, known.records
+        if not len(self.mean) == len(self.std) == self.spec.channels:
+            raise ValueError(f"mean and std are not of {self.spec.channels} channels")
+        if set(self.class_counts) - set(self.spec.classes):
+            raise ValueError("a class is counted that the set does not have")
+        files = [shard.file for shard in self.shards] + list(self.records)
+        if any(Path(file).name != file for file in files):
             raise ValueError("a shard lies outside the folder")
         self.fingerprint = _fingerprint(self.spec, self.shards)
         self._rows: dict[tuple[str, str], _Rows] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
-        """Open the folder that `diffkit prepare` wrote; only headers are read and checked.
+    def open(cls, path: str | Path, *, verify: bool = True) -> Store:
+        """Open the folder that `diffkit prepare` wrote; only headers are read, unless `verify`.
 
-        Raises DiffkitError (code DATA) for anything missing, damaged, truncated or newer than this diffkit.
+        verify: compare every file with its checksum, once in a process while the files stay as they are. Raises
+        DiffkitError (code DATA) for anything missing, damaged, truncated or newer than this diffkit.
         """
         folder = Path(path)
         store = cls._parse(folder, _read_index(folder))
@@ -100,13 +126,17 @@ class Store:
                 if arrays:
                     store._rows[part, kind] = _Rows(arrays)
         store._check_counts()
+        if verify and (state := store._state()) not in _verified:
+            if problems := store.verify():
+                raise _damaged(folder, "; ".join(problems[:3]))
+            _verified.add(state)
         return store
 
     @classmethod
     def _parse(cls, folder: Path, index: dict[str, Any]) -> Store:
         try:
             return cls(folder, index)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise _damaged(folder, f"{INDEX_FILE} is incomplete ({type(error).__name__}: {error})") from error
 
     def gather(self, indices: Indices, part: str = "train") -> tuple[Pixels, Indices | None]:
@@ -124,14 +154,30 @@ class Store:
         rows = self._rows.get((part, kind))
         return None if rows is None else rows.gather(indices)
 
+    @property
+    def _checksums(self) -> dict[str, str]:
+        """sha256 of each file, by its name."""
+        return {shard.file: shard.sha256 for shard in self.shards} | self.records
+
     def verify(self) -> list[str]:
-        """Read every shard and compare its sha256: one sentence per problem, an empty list if all is well."""
-        problems = []
-        for shard in self.shards:
-            found = file_sha256(self.path / shard.file)
-            if found != shard.sha256:
-                problems.append(f"{shard.file} has changed: sha256 is {found}, expected {shard.sha256}")
-        return problems
+        """Read every file and compare its sha256: one sentence per problem, an empty list if all is well."""
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return [
+                problem for problem in pool.map(self._problem, *zip(*self._checksums.items(), strict=True)) if problem
+            ]
+
+    def _problem(self, name: str, expected: str) -> str:
+        try:
+            found = file_sha256(self.path / name)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        return "" if found == expected else f"{name} has changed: sha256 is {found}, expected {expected}"
+
+    def _state(self) -> tuple[object, ...]:
+        """Changes when a file does."""
+        found = [(self.path / name).stat() for name in self._checksums if (self.path / name).exists()]
+        times = [(status.st_ino, status.st_size, status.st_mtime_ns) for status in found]
+        return (self.path.resolve(), tuple(self._checksums.items()), tuple(times))
 
     def _map(self, shard: Shard) -> npt.NDArray[Any]:
         """A shard as a memory-mapped array, once its header and its size are what they should be."""
@@ -144,7 +190,7 @@ class Store:
             raise _damaged(self.path, f"{shard.file} is missing") from error
         except PermissionError as error:
             raise paths.unreadable(path, error) from error
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged header is parsed as Python: any error may come of it
             raise _damaged(self.path, f"{shard.file} cannot be read ({error})") from error
         if (shape, dtype) != wanted:
             raise _damaged(self.path, f"{shard.file} holds {dtype} {shape}, expected {wanted[1]} {wanted[0]}")
@@ -203,25 +249,36 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         return shape, dtype, file.tell()
 
 
+def write_index(path: Path, index: Mapping[str, Any]) -> None:
+    """Write dataset.json, with a checksum of itself."""
+    text = json.dumps({"sha256": ZEROS.decode(), **index}, indent=2, ensure_ascii=False) + "\n"
+    durable.write_bytes(path, sealed(text.encode(errors="backslashreplace")))
+
+
 def _read_index(folder: Path) -> dict[str, Any]:
-    """dataset.json, once it is known to be one that this version understands."""
+    """dataset.json, once it is known to be intact and one that this version understands."""
     try:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        text = (folder / INDEX_FILE).read_bytes()
+        index = json.loads(text)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _not_prepared(folder) from error
     except PermissionError as error:
         raise paths.unreadable(folder / INDEX_FILE, error) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(folder, f"{INDEX_FILE} cannot be read ({error})") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    whole = text.startswith(_LEAD)
+    if not isinstance(index, dict) or not (whole or index.get("format") == FORMAT):
         raise _not_prepared(folder)
     version = index.get("version")
-    if isinstance(version, int) and version > VERSION:
+    intact = is_intact(text, len(_LEAD)) if whole else version == 1 or not isinstance(version, int)
+    if isinstance(version, int) and version > VERSION and (intact or not whole):
         raise DiffkitError(
             f"{folder} was prepared by a newer diffkit: format version {version}, this one reads {VERSION}.",
             "Upgrade diffkit, or prepare the images again.",
             code=ExitCode.DATA,
         )
+    if not intact:
+        raise _damaged(folder, f"{INDEX_FILE} has changed since it was written: it does not match its checksum")
     return index
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,15 @@ from diffkit.core.denoiser import Denoiser
 from diffkit.core.ema import ema_decay, gamma_of, power_decay, update_ema
 from diffkit.core.weighing import Uncertainty, Weigh
 from diffkit.engine.batches import Batch, Batches
-from diffkit.engine.checkpoint import Checkpoint, non_finite
+from diffkit.engine.checkpoint import Checkpoint
 from diffkit.engine.distributed import ALONE, World
-from diffkit.engine.gradients import SHARES, Gradients, Levels, Loss, Objective
+from diffkit.engine.gradients import Gradients, Levels, Loss, Objective
 from diffkit.engine.optimizer import AdamW
+from diffkit.engine.progress import NonFinite, OnNan, Progress, Report
 from diffkit.engine.threads import beside
 from diffkit.errors import DiffkitError, ExitCode
+
+__all__ = ["NonFinite", "OnNan", "Progress", "Recipe", "Reduced", "Remark", "State", "load_exactly", "train", "under"]
 
 
 @dataclass(frozen=True)
@@ -46,24 +48,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """One step done. `loss` and `grad_norm` are means since the last report, on reports only (else None).
-
-    So is `by_level`: the error, before any weighting, in eight equal shares of the training's noise levels, from the
-    lowest up; None where no image fell.
-    """
-
-    images_seen: int
-    step: int
-    lr: float
-    loss: float | None = None
-    grad_norm: float | None = None
-    images_per_second: float = 0.0
-    data_wait: float = 0.0
-    by_level: tuple[float | None, ...] = ()
-
-
-@dataclass(frozen=True)
 class Reduced:
     """The device's memory did not hold a pass: from here on passes have `micro_batch` images. Nothing else changes."""
 
@@ -79,14 +63,22 @@ class Remark:
     text: str
 
 
+class OutOfMemory(DiffkitError):
+    """The memory does not hold a pass of one image (exit code 4)."""
+
+
 class State:
-    """Network, average, further averages by length (`tracks`), optimiser, images seen: what a checkpoint holds."""
+    """Network, average, further averages by length (`tracks`), optimiser, images seen: what a checkpoint holds.
+
+    `updating`: whether a step is changing it at this moment, so that it is of two steps at once.
+    """
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.tracks = {length: copy.deepcopy(self.average) for length in recipe.ema_lengths}
         self.images_seen = 0
+        self.updating = False
         parameters = [p for p in network.parameters() if p.requires_grad]
         device = parameters[0].device.type
         self.uncertainty = Uncertainty().to(device) if recipe.learned_weighting else None
@@ -115,6 +107,24 @@ class State:
         self.optimizer.restore(under(checkpoint.tensors, "optimizer."))
         self.images_seen = checkpoint.images_seen
 
+    def update(self, recipe: Recipe, lr: float, finite: Tensor | None = None) -> None:
+        """One step along the gradients. Where `finite`, one flag on the device, is false, only `images_seen` moves."""
+        self.updating = True
+        seen = self.images_seen + recipe.batch_size
+        self.optimizer.step(lr, finite)
+        decay = ema_decay(seen, recipe.batch_size, recipe.ema_half_life)
+        update_ema(self.average, self.network, decay, finite)
+        for length, track in self.tracks.items():
+            update_ema(track, self.network, power_decay(seen, recipe.batch_size, gamma_of(length)), finite)
+        self.images_seen = seen
+        self.updating = False
+
+    def forget_pass(self) -> None:
+        """Be as after the last step: a pass changes buffers of the network, of which the average has copies."""
+        self.optimizer.forget_gradients()
+        for own, kept in zip(self.network.buffers(), self.average.buffers(), strict=True):
+            own.copy_(kept)
+
     def _modules(self) -> dict[str, nn.Module]:
         modules: dict[str, nn.Module] = {f"track-{length:g}": track for length, track in self.tracks.items()}
         if self.uncertainty is not None:
@@ -136,15 +146,21 @@ def train(
     world: World = ALONE,
     before_update: Callable[[], None] = lambda: None,
     cuda_graphs: bool = True,
-) -> Iterator[Progress | Reduced | Remark]:
+    on_nan: OnNan = "abort",
+    passed_over: Collection[int] = (),
+) -> Iterator[Progress | Reduced | Remark | NonFinite]:
     """Train `state` from where it is, yielding after every step, for ever or until `until_images` have been seen.
 
     `levels` maps t in (0, 1) to noise levels; `denoiser` wraps `state.network`; what `objective` finds is the loss
     unless `weigh`, and then the state's learned weighting, make it another. Every `report_every` steps the loss comes
-    back from the device; if it is not finite, raises DiffkitError (exit code 6). Where a pass is too much for the
-    memory, the step is tried again in passes of half as many images, down to one. Each process of `world` takes its
-    share of every batch; all of them take the same steps. `before_update` is called when the gradients are there and
-    weights, averages and moments are about to change. `cuda_graphs`: see `diffkit.engine.gradients.Gradients`.
+    back from the device. Where it, or the norm of the gradients, is not finite, raises Diverged (exit code 6); with
+    `on_nan` "skip" the step's update is left out, decided on the device. On a CPU that is noticed at once, and the
+    state is still that before the step. Batches that begin at a position in `passed_over` are not trained on.
+
+    Where a pass is too much for the memory, the step is tried again in passes of half as many images, down to one.
+    Each process of `world` takes its share of every batch; all of them take the same steps. `before_update` is called
+    when the gradients are there and weights, averages and moments are about to change. `cuda_graphs`: see
+    `diffkit.engine.gradients.Gradients`.
     """
     if recipe.batch_size < world.size:
         raise DiffkitError(
@@ -152,7 +168,8 @@ def train(
             "Give a larger --batch-size, or start fewer processes.",
         )
     device = next(state.network.parameters()).device
-    report = _Report(device)
+    report = Report()
+    at_once = device.type == "cpu" or (on_nan == "skip" and device.type != "cuda")
     weighings = [each for each in (weigh, state.uncertainty) if each is not None]
     loss = Loss(denoiser, levels, objective, weighings, recipe.seed)
     gradients = Gradients(loss, state.network, state.optimizer, recipe.batch_size, cuda_graphs)
@@ -170,31 +187,46 @@ def train(
             batch = following.result()
             report.waited += time.perf_counter() - start
             first = state.images_seen + recipe.batch_size
+            step = first // recipe.batch_size
             following = read(first)
 
             lr = recipe.lr * min(1.0, first / max(recipe.warmup_images, 1))
-            while world.any((found := gradients(batch, micro_batch)) is None):
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                if micro_batch == 1:
-                    raise _out_of_memory(device)
-                micro_batch = max(1, micro_batch // 2)
-                yield Reduced(state.images_seen, micro_batch)
-            assert found is not None
-            if gradients.remark:
-                yield Remark(state.images_seen, gradients.remark)
-                gradients.remark = None
-            if world.size > 1:
-                world.add([*found, *_gradients_of(state)])
-            before_update()
-            report.add(*found, _update(state, recipe, lr))
-            state.images_seen = first
-            step = first // recipe.batch_size
-            progress = Progress(first, step, lr)
-            if step % report_every == 0 or first == until_images:
-                progress = report.progress(progress, recipe.batch_size, time.perf_counter() - start)
+            sound = True
+            if state.images_seen in passed_over:
+                state.images_seen = first
+            else:
+                while world.any((found := gradients(batch, micro_batch)) is None):
+                    state.forget_pass()
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+                    if micro_batch == 1:
+                        raise _out_of_memory(device)
+                    micro_batch = max(1, micro_batch // 2)
+                    yield Reduced(state.images_seen, micro_batch)
+                assert found is not None
+                if gradients.remark:
+                    yield Remark(state.images_seen, gradients.remark)
+                    gradients.remark = None
+                if world.size > 1:
+                    world.add([*found, *_gradients_of(state)])
+                grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip).detach()
+                report.add(step, *found, grad_norm)
+                finite = None
+                if at_once or on_nan == "skip":
+                    finite = torch.isfinite(found[0]) & torch.isfinite(grad_norm)
+                sound = not at_once or bool(finite)
+                if sound:
+                    before_update()
+                    state.update(recipe, lr, None if at_once else finite)
+                else:
+                    state.forget_pass()
+            progress, others = Progress(first, step, lr), list[NonFinite]()
+            if step % report_every == 0 or first == until_images or not sound:
+                progress, others = report.read(progress, recipe.batch_size, time.perf_counter() - start, on_nan)
             else:
                 report.busy += time.perf_counter() - start
+            state.images_seen = first
+            yield from others
             yield progress
 
 
@@ -206,55 +238,6 @@ def _gradients_of(state: State) -> list[Tensor]:
             parameter.grad = torch.zeros_like(parameter)
         found.append(parameter.grad)
     return found
-
-
-def _update(state: State, recipe: Recipe, lr: float) -> Tensor:
-    """One step along the gradients; their norm, still on the device."""
-    grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
-    state.optimizer.step(lr)
-    seen = state.images_seen + recipe.batch_size
-    update_ema(state.average, state.network, ema_decay(seen, recipe.batch_size, recipe.ema_half_life))
-    for length, track in state.tracks.items():
-        update_ema(track, state.network, power_decay(seen, recipe.batch_size, gamma_of(length)))
-    return grad_norm.detach()
-
-
-class _Report:
-    """Means since the last report, kept on the device so that a step never waits for it.
-
-    `busy` is time inside the loop, in seconds: what the caller does between steps does not count.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(2, device=device)
-        self.levels = torch.zeros(2, SHARES, device=device)
-        self.steps, self.busy, self.waited = 0, 0.0, 0.0
-
-    def add(self, loss: Tensor, by_level: Tensor, grad_norm: Tensor) -> None:
-        self.sums += torch.stack([loss, grad_norm])
-        self.levels += by_level
-        self.steps += 1
-
-    def progress(self, now: Progress, batch_size: int, seconds: float) -> Progress:
-        start = time.perf_counter()
-        loss, grad_norm = (self.sums / self.steps).tolist()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise non_finite(now.images_seen)
-        busy = self.busy + seconds + time.perf_counter() - start
-        result = replace(
-            now,
-            loss=loss,
-            grad_norm=grad_norm,
-            images_per_second=self.steps * batch_size / busy,
-            data_wait=self.waited / busy,
-            by_level=tuple(
-                total / count if count else None for total, count in zip(*self.levels.tolist(), strict=True)
-            ),
-        )
-        self.sums.zero_()
-        self.levels.zero_()
-        self.steps, self.busy, self.waited = 0, 0.0, 0.0
-        return result
 
 
 def load_exactly(module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -273,7 +256,7 @@ def load_exactly(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def _out_of_memory(device: torch.device) -> DiffkitError:
-    return DiffkitError(
+    return OutOfMemory(
         f"The memory of {device} does not hold this network with a single image.",
         "Choose a smaller one with --preset, or smaller images with --size.",
         code=ExitCode.MACHINE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from diffkit import durable
-from diffkit.engine.distributed import ALONE, OtherFailed, World
+from diffkit.engine.distributed import ALONE, World
+from diffkit.engine.modelfile import read_tensors, write_tensors
+from diffkit.engine.peers import OtherFailed
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.measure.images import ImageSet
 
 BATCH = 32
+FEATURES = "features"
 VERSION = 1
 
 
@@ -64,27 +66,22 @@ def features(
 
 
 def _kept(path: Path) -> Tensor | None:
-    """What the cache has; a file that is cut off or damaged goes."""
-    if not path.exists():
-        return None
+    """What the cache has; None for a file that is missing, or whose checksum is wrong."""
     try:
-        return torch.from_numpy(np.load(path))
-    except (OSError, ValueError):
-        path.unlink(missing_ok=True)
+        return read_tensors(path)[0][FEATURES]
+    except (DiffkitError, KeyError):
         return None
 
 
 def _keep(path: Path, found: Tensor) -> None:
     """Into the cache; where that cannot be written, the features are computed again next time."""
-    buffer = io.BytesIO()
-    np.save(buffer, found.numpy())
     with suppress(DiffkitError, OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_bytes(path, buffer.getbuffer())
+        durable.make_folders(path.parent)
+        write_tensors(path, {FEATURES: found}, {})
 
 
 def _cache_file(images: ImageSet, name: str) -> Path | None:
     if not images.fingerprint:
         return None
     key = hashlib.sha256(f"{VERSION}\n{images.fingerprint}\n{name}".encode()).hexdigest()[:32]
-    return durable.cache_folder() / "features" / f"{key}.npy"
+    return durable.cache_folder() / "features" / f"{key}.safetensors"

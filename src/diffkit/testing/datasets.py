@@ -50,6 +50,7 @@ def _examples(
         expect(isinstance(example, Example), "diffkit.interfaces.Example", type(example).__name__)
         for name, value in (("id", example.id), ("label", example.label)):
             expect(value is None or isinstance(value, str), f"a string or None as {name}", repr(value))
+        expect(example.part in (None, "train", "holdout"), "train, holdout or None as part", repr(example.part))
         yield example
 
 

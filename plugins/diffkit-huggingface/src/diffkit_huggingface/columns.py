@@ -40,7 +40,8 @@ def find_label_column(features: dict[str, Any], image: str, asked: str, *, by_fo
     """
     from datasets import ClassLabel
 
-    usable = [name for name, feature in features.items() if name != image and _is_label(feature)]
+    labels = [name for name, feature in features.items() if name != image and _is_label(feature)]
+    usable = [name for name in labels if not _names_splits(features[name])]
     if asked == "none":
         return ""
     if asked:
@@ -90,6 +91,12 @@ def _is_label(feature: Any) -> bool:
 
     dtype = _dtype(feature)
     return isinstance(feature, ClassLabel) or dtype == "bool" or "string" in dtype or "int" in dtype
+
+
+def _names_splits(feature: Any) -> bool:
+    """Whether the classes are train, test and the like: what the library makes of train/*.png and test/*.png."""
+    names = getattr(feature, "names", None) or ["a class"]
+    return all(name.lower() in SPLITS for name in names)
 
 
 def _dtype(feature: Any) -> str:

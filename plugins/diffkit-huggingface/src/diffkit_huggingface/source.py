@@ -65,7 +65,7 @@ def _examples(table: Any, root: Path, split: str, image: str, label: str, folder
         # A metadata file may list one image twice.
         name = f"{name}#{index}" if name in seen else name
         seen.add(name)
-        kind = class_name(table.features[label], row[label]) if label else None
+        kind = class_name(table.features[label], row.get(label)) if label else None
         if isinstance(picture, Path) and picture.parent.name in folders:
             kind = picture.parent.name
         yield Example(picture, label=kind, id=name)

@@ -10,7 +10,7 @@ from diffkit.engine.prepare.options import Event, Finished, Prepared, PrepareOpt
 from diffkit.engine.prepare.rows import channels_of, decoded
 from diffkit.engine.prepare.writer import Writer
 from diffkit.errors import DiffkitError
-from diffkit.interfaces import Example
+from diffkit.interfaces import Example, account_of
 
 __all__ = ["Event", "Finished", "PrepareOptions", "Prepared", "prepare"]
 
@@ -20,14 +20,15 @@ def prepare(examples: Iterable[Example], out: Path, options: PrepareOptions, *, 
 
     The result depends on the examples and the options alone, byte for byte, never on the number of workers.
     Until `Finished`, nothing exists at `out`; an abandoned or failed run leaves nothing behind. Raises
-    DiffkitError: `out` is there already, no usable image, too many rejected, nothing left for training, or no
-    room on the disk.
+    DiffkitError: `out` is there already, no usable image, too many rejected (with `strict`: anything that does not
+    fit), nothing left for training, or no room on the disk.
     """
     if not durable.vacant(out):
         raise DiffkitError(f"{out} exists already.", "Choose another name with -o, or remove it first.")
+    account = account_of(examples)
     examples, channels = channels_of(examples, options)
     with durable.new_folder(out) as folder:
-        writer = Writer(folder, options, channels)
+        writer = Writer(folder, options, channels, account)
         try:
             for row in decoded(examples, options, channels):
                 writer.add(row)

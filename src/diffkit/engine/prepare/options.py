@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from diffkit.datasets.imagefile import WHITE, Color
 from diffkit.errors import DiffkitError, did_you_mean
-from diffkit.interfaces import ImageSpec
+from diffkit.interfaces import Account, ImageSpec
 
 CROPS = ("center", "random", "pad")
 LARGEST = 8192
@@ -22,7 +22,8 @@ class PrepareOptions:
     1, or 0 = gray if the first 64 examples all are, else colour. background: RGB under transparency and
     around padding. holdout: fraction kept from training, chosen by content. workers: threads, 0 = one per
     core; without influence on the result. min_side: shorter images are rejected. max_rejected: fraction above
-    which nothing is written. shard_images: images per file, 0 = as many as fit into 1 GiB.
+    which nothing is written. shard_images: images per file, 0 = as many as fit into 1 GiB. keep_split: a split that
+    the source has takes the place of `holdout`. strict: write nothing if anything at all does not fit.
     """
 
     height: int = 128
@@ -35,6 +36,8 @@ class PrepareOptions:
     min_side: int = 0
     max_rejected: float = 0.05
     shard_images: int = 0
+    keep_split: bool = True
+    strict: bool = False
 
     def __post_init__(self) -> None:
         _require(self.height >= 1 and self.width >= 1, f"The size {self.height}x{self.width} has no pixels.")
@@ -71,7 +74,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Finished:
-    """The data set is in place. Counts of images; `reasons` counts the rejected by kind of reason."""
+    """The data set is in place. Counts of images; `reasons` counts the rejected by kind of reason.
+
+    `account` is that of the source, with what came to light on the way.
+    """
 
     path: Path
     spec: ImageSpec
@@ -83,9 +89,17 @@ class Finished:
     unlabelled: int
     class_counts: dict[str, int]
     reasons: dict[str, int]
+    account: Account
 
 
 Event: TypeAlias = "Prepared | Finished"
+
+
+def plural(count: int, kind: str) -> str:
+    """ "1 row without an image", "3 rows without an image"."""
+    noun, _, rest = kind.partition(" ")
+    many = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else many} {rest}".rstrip()
 
 
 def _require(condition: bool, message: str, hint: str = "") -> None:

@@ -45,6 +45,7 @@ class Row:
     height: int = 0
     sha256: str = ""
     input: Pixels | None = None
+    part: str | None = None
 
 
 class Channels(NamedTuple):
@@ -108,7 +109,7 @@ def _decode(index: int, example: Example, options: PrepareOptions, channels: Cha
     except RejectedImage as error:
         return Row(identity, path, example.label, plain, error.reason)
     digest = sha256(pixels.tobytes()).hexdigest()
-    return Row(identity, path, example.label, plain, "", pixels, width, height, digest, paired)
+    return Row(identity, path, example.label, plain, "", pixels, width, height, digest, paired, example.part)
 
 
 def _pixels(image: ImageLike, options: PrepareOptions, channels: int, identity: str) -> tuple[Pixels, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffkit import durable
 from diffkit.datasets.imagefile import printable
-from diffkit.engine.prepare.options import Finished, PrepareOptions
+from diffkit.engine.prepare.options import Finished, PrepareOptions, plural
 from diffkit.engine.prepare.rows import Channels, Row
 from diffkit.engine.shards import LineWriter, Moments, ShardWriter
-from diffkit.engine.store import FORMAT, INDEX_FILE, PARTS, VERSION, kinds_of, row_shape
+from diffkit.engine.store import (
+    FORMAT,
+    INDEX_FILE,
+    PARTS,
+    VERSION,
+    Pixels,
+    file_sha256,
+    kinds_of,
+    row_shape,
+    write_index,
+)
 from diffkit.errors import DiffkitError, ExitCode
-from diffkit.interfaces import Attribute, ImageSpec
+from diffkit.interfaces import Account, Attribute, ImageSpec
 
 _SHARD_BYTES = 2**30
 
@@ -30,14 +39,18 @@ class Writer:
     folder: Path
     options: PrepareOptions
     channels: Channels
+    account: Account
     rejected: int = 0
     enlarged: int = 0
     duplicates: int = 0
     labels: dict[str, list[str | None]] = field(default_factory=lambda: {part: [] for part in PARTS})
     attributes: dict[str, list[Mapping[str, float]]] = field(default_factory=lambda: {part: [] for part in PARTS})
     reasons: Counter[str] = field(default_factory=Counter)
-    first_rejected: list[str] = field(default_factory=list)
+    all_rejected: list[str] = field(default_factory=list)
+    without_label: list[str] = field(default_factory=list)
     seen: set[bytes] = field(default_factory=set)
+    trained: set[str] = field(default_factory=set)
+    waiting: dict[str, tuple[Row, Pixels]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         options = self.options
@@ -64,21 +77,41 @@ class Writer:
     @property
     def done(self) -> int:
         """Examples seen."""
-        return self.stored + self.rejected
+        return self.stored + self.rejected + len(self.waiting)
 
     def add(self, row: Row) -> None:
         """Store a row, or note why it is not stored."""
         if row.pixels is None:
             self._reject(row)
             return
-        part = "holdout" if int(row.sha256[:16], 16) / 2**64 < self.options.holdout else "train"
-        self.parts[part].add(row.pixels)
+        if row.part in PARTS and self.options.keep_split:
+            self._store(row, row.pixels, row.part)
+        elif int(row.sha256[:16], 16) / 2**64 < self.options.holdout:
+            self._hold_out(row, row.pixels)
+        else:
+            self._store(row, row.pixels, "train")
+
+    def _hold_out(self, row: Row, pixels: Pixels) -> None:
+        """Unless the class has no image for training yet: then one waits, for it may be the only one."""
+        if row.label is None or row.label in self.trained or row.label in self.waiting:
+            self._store(row, pixels, "holdout")
+        else:
+            self.waiting[row.label] = row, pixels
+
+    def _store(self, row: Row, pixels: Pixels, part: str) -> None:
+        if part == "train" and row.label is not None and row.label not in self.trained:
+            self.trained.add(row.label)
+            if waited := self.waiting.pop(row.label, None):
+                self._store(*waited, "holdout")
+        self.parts[part].add(pixels)
         if row.input is not None:
             self.inputs[part].add(row.input)
         self.labels[part].append(row.label)
         self.attributes[part].append(row.attributes)
+        if row.label is None:
+            self.without_label.append(row.id)
         if part == "train":
-            self.moments.add(row.pixels)
+            self.moments.add(pixels)
         key = bytes.fromhex(row.sha256[:32])
         self.duplicates += key in self.seen
         self.seen.add(key)
@@ -98,10 +131,15 @@ class Writer:
 
     def finish(self, out: Path, source: str) -> Finished:
         """Labels, hashes and dataset.json; raises DiffkitError where the set is of no use."""
+        kept = sorted(self.waiting)
+        for label in kept:
+            self._store(*self.waiting.pop(label), "train")
         self._check()
         classes = _classes(self.labels["train"])
         codes = {name: code for code, name in enumerate(classes)}
         self.spec = replace(self.spec, classes=classes, attributes=_attributes(self.attributes["train"]))
+        self._note_labels(kept)
+        self._refuse_what_does_not_fit()
         for part in [*self.parts.values(), *self.inputs.values()]:
             part.finish_shard()
         for name, images in self.parts.items():
@@ -110,6 +148,8 @@ class Writer:
                 images.write_beside("labels", np.array(labels, "<i8"))
             if self.spec.attributes:
                 images.write_beside("attributes", self._values(name))
+        for name, reason in self.account.skipped:
+            self.rejected_file.add({"id": name, "path": name, "reason": reason})
         self.examples_file.finish()
         self.rejected_file.finish()
         finished = Finished(
@@ -123,8 +163,9 @@ class Writer:
             unlabelled=sum(label not in codes for label in self.labels["train"]) if classes else 0,
             class_counts={name: self.labels["train"].count(name) for name in classes},
             reasons=dict(self.reasons.most_common()),
+            account=self.account,
         )
-        durable.write_json(self.folder / INDEX_FILE, self._index(finished, source))
+        write_index(self.folder / INDEX_FILE, self._index(finished, source))
         return finished
 
     def close(self) -> None:
@@ -143,8 +184,7 @@ class Writer:
     def _reject(self, row: Row) -> None:
         self.rejected += 1
         self.reasons[row.reason.split(":")[0]] += 1
-        if len(self.first_rejected) < 3:
-            self.first_rejected.append(f"{row.id} ({row.reason})")
+        self.all_rejected.append(f"{row.id} ({row.reason})")
         self.rejected_file.add({"id": row.id, "path": row.path, "reason": row.reason})
 
     def _was_enlarged(self, row: Row) -> bool:
@@ -156,13 +196,13 @@ class Writer:
         kinds = ", ".join(f"{reason} ({count})" for reason, count in self.reasons.most_common(3))
         if not self.stored:
             what = f"None of {self.rejected} images can be used: {kinds}." if self.rejected else "There is no image."
-            hint = f"First: {'; '.join(self.first_rejected)}." if self.rejected else ""
+            hint = f"First: {'; '.join(self.all_rejected[:3])}." if self.rejected else ""
             raise DiffkitError(what, hint, code=ExitCode.DATA)
         fraction = self.rejected / self.done
         if fraction > self.options.max_rejected:
             raise DiffkitError(
                 f"{self.rejected} of {self.done} images ({fraction:.1%}) cannot be used: {kinds}. "
-                f"First: {'; '.join(self.first_rejected)}.",
+                f"First: {'; '.join(self.all_rejected[:3])}.",
                 f"Mend or remove them, or go on without them: --max-rejected {_rounded_up(fraction)}",
                 code=ExitCode.DATA,
             )
@@ -173,9 +213,44 @@ class Writer:
                 code=ExitCode.DATA,
             )
 
+    def _note_labels(self, kept: list[str]) -> None:
+        """What became of classes and attributes that training cannot use."""
+        remarks = self.account.remarks
+        labels = {part: {label for label in self.labels[part] if label is not None} for part in PARTS}
+        if kept and self.spec.classes:
+            remarks.append(f"{_listed(kept)}: the only image of its class stays in training instead of the hold-out.")
+        if len(labels["train"]) == 1 and not self.spec.classes:
+            remarks.append(f"{_listed(labels['train'])} is the only class, and tells nothing apart: no classes.")
+        if unseen := sorted(labels["holdout"] - labels["train"]):
+            self.account.problems["class among held-out images only"] = unseen
+        if alike := _alike([*self.spec.classes, *(attribute.name for attribute in self.spec.attributes)]):
+            self.account.problems["label that differs from another in spelling only"] = alike
+        known = {name for rows in self.attributes.values() for row in rows for name in row}
+        if constant := sorted(known - {attribute.name for attribute in self.spec.attributes}):
+            remarks.append(f"Attributes that are the same in all training images, left out: {_listed(constant)}.")
+        self.account.record["left_out_attributes"] = constant
+        self.account.record["kept_from_holdout"] = kept
+
+    def _refuse_what_does_not_fit(self) -> None:
+        """The promise of `strict`."""
+        problems = {
+            "image rejected": self.all_rejected,
+            "file passed over": [f"{name} ({reason})" for name, reason in self.account.skipped],
+            "image without a label": self.without_label if self.spec.classes else [],
+            **self.account.problems,
+        }
+        problems = {kind: names for kind, names in problems.items() if names}
+        if self.options.strict and problems:
+            lines = [f"{plural(len(names), kind)}: {_listed(names, 20)}" for kind, names in problems.items()]
+            raise DiffkitError(
+                "With --strict everything must fit, and it does not:\n  " + "\n  ".join(lines),
+                "Nothing was written. Mend these, or go on without --strict.",
+                code=ExitCode.DATA,
+            )
+
     def _index(self, finished: Finished, source: str) -> dict[str, Any]:
         """The content of dataset.json."""
-        options = {name: value for name, value in asdict(self.options).items() if name != "workers"}
+        options = {name: value for name, value in asdict(self.options).items() if name not in ("workers", "strict")}
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -188,6 +263,8 @@ class Writer:
             "duplicates": finished.duplicates,
             "unlabelled": finished.unlabelled,
             "class_counts": finished.class_counts,
+            "passed_over": len(self.account.skipped),
+            **self.account.record,
             "mean": self.moments.mean(),
             "std": self.moments.std(),
             "sigma_data": self.moments.sigma_data(),
@@ -198,6 +275,7 @@ class Writer:
                 for kind in kinds_of(self.spec)
                 for shard in part.shards(kind)
             ],
+            "records": {file.path.name: file_sha256(file.path) for file in (self.examples_file, self.rejected_file)},
         }
 
 
@@ -215,6 +293,20 @@ def _classes(labels: list[str | None]) -> tuple[str, ...]:
     """The names in use, sorted; a single one tells nothing apart."""
     names = sorted({label for label in labels if label is not None})
     return tuple(names) if len(names) > 1 else ()
+
+
+def _alike(names: Iterable[str]) -> list[str]:
+    """Those that are the same but for capital letters and blanks, together: "Cat, cat"."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.casefold().split()), []).append(name)
+    return [", ".join(group) for group in groups.values() if len(group) > 1]
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    every = list(names)
+    more = f" and {len(every) - most:,} more" if len(every) > most else ""
+    return ", ".join(map(printable, every[:most])) + more
 
 
 def _rounded_up(fraction: float) -> str:

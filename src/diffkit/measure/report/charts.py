@@ -24,16 +24,21 @@ _numbers = itertools.count(1)
 def charts(records: Records) -> list[tuple[str, str, str]]:
     """(title, what it shows, SVG) for everything that there is something to show of."""
     made = [
-        ("Loss", "of the training batches, and its running mean", _loss(records)),
+        ("Loss", _loss_words(records), _loss(records)),
         ("Held-out loss", "the averaged network on fixed images under fixed noise", _held_out(records)),
         ("Gap", "how much worse held-out images fare than training images: what is learnt by heart", _gap(records)),
         ("Held-out loss by noise level", "from little noise (dark) to much (light)", _levels(records)),
         ("Training loss by noise level", "in eight equal shares, from little noise (dark) to much", _shares(records)),
         *_metrics(records),
-        ("Colours of the samples", "mean and deviation per channel; dashed: the data", _colours(records)),
+        ("Colours of the samples", _colour_words(records), _colours(records)),
         ("Throughput", "images a second while training", _speed(records)),
     ]
     return [(title, words, svg) for title, words, svg in made if svg]
+
+
+def _loss_words(records: Records) -> str:
+    count = len(records.non_finite)
+    return "of the training batches, and its running mean" + (f"; crosses: not finite, {count} times" if count else "")
 
 
 def _loss(records: Records) -> str:
@@ -48,6 +53,7 @@ def _loss(records: Records) -> str:
     axes.plot(images[width // 2 :][: len(mean)], mean, color=BLUE, lw=1.8)
     low, high = np.quantile(loss, [0, 0.98])
     axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low) + 1e-9)
+    _crosses(axes, [each["images"] for each in records.non_finite])
     return _svg(figure)
 
 
@@ -175,6 +181,16 @@ def _errorbars(axes: Any, points: Sequence[tuple[int, dict[str, Any]]], colour: 
     axes.errorbar(images, values, yerr=errors.T, color=colour, marker="o", ms=5, ls="none", capsize=3, label=label)
 
 
+def _colour_words(records: Records) -> str:
+    wrong = [each for each in records.previews if each.get("problems")]
+    words = "mean and deviation per channel; dashed and dash-dotted: those of the data"
+    if not wrong:
+        return words
+    return f"{words}; crosses: samples that look wrong, the last at {wrong[-1]['images']:,} images: " + " ".join(
+        wrong[-1]["problems"]
+    )
+
+
 def _colours(records: Records) -> str:
     found = [each for each in records.previews if each.get("colour_mean")]
     if not found:
@@ -188,7 +204,9 @@ def _colours(records: Records) -> str:
             label = key.replace("std", "deviation") if channel == 0 else None
             axes.plot(images, values, color=colour, ls=style, lw=1.6, marker=_dot(found), label=label)
             if data.get(f"data_{key}"):
-                axes.axhline(data[f"data_{key}"][channel], color=colour, ls="--", lw=0.9, alpha=0.8)
+                dashes = "--" if key == "mean" else "-."
+                axes.axhline(data[f"data_{key}"][channel], color=colour, ls=dashes, lw=0.9, alpha=0.8)
+    _crosses(axes, [each["images"] for each in found if each.get("problems")])
     _legend(axes)
     return _svg(figure)
 
@@ -222,6 +240,12 @@ def _axes() -> tuple[Any, Any]:
 
 def _legend(axes: Any, columns: int = 1) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=columns, labelcolor=INK)
+
+
+def _crosses(axes: Any, images: Sequence[int]) -> None:
+    """Along the upper edge, where something went wrong."""
+    if images:
+        axes.plot(images, [0.97] * len(images), "x", color=RED, ms=6, mew=1.6, transform=axes.get_xaxis_transform())
 
 
 def _dot(found: Sequence[Any]) -> str | None:

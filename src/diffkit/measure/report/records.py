@@ -30,6 +30,7 @@ class Records:
     by_level: Numbers = field(default_factory=lambda: np.zeros((0, 0)))
     validations: list[dict[str, Any]] = field(default_factory=list)
     previews: list[dict[str, Any]] = field(default_factory=list)
+    non_finite: list[dict[str, Any]] = field(default_factory=list)
     sessions: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
@@ -51,7 +52,9 @@ def read_records(run: Path) -> Records:
     by_level = array("d")
     records = Records({})
     for line in _lines(run / "metrics.jsonl"):
-        if "loss" in line:
+        if "non_finite" in line:
+            records.non_finite.append(line)
+        elif "loss" in line:
             for name, column in columns.items():
                 column.append(float(line.get(name) or 0.0))
             shares = line.get("loss_by_level") or [None] * SHARES
