@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from diffkit.datasets.imagefile import RejectedImage, one_line, open_image, printable, to_rgb_or_gray
+from diffkit.datasets.imagefile import RejectedImage, one_line, open_image, printable
+from diffkit.datasets.pixels import to_rgb_or_gray
 
 EXIF_PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "exif-orientation"
 ORIENTATION = 274
@@ -98,7 +99,8 @@ def test_floating_point_samples_are_rejected_with_a_reason() -> None:
 
 @pytest.mark.parametrize("value", [70000, -1])
 def test_samples_beyond_16_bits_are_rejected(value: int) -> None:
-    assert reason(saved(Image.new("I", (2, 2), value), "TIFF")).startswith("samples beyond 16 bits")
+    with pytest.raises(RejectedImage, match="samples beyond 16 bits"):
+        to_rgb_or_gray(Image.new("I", (2, 2), value), 1)
 
 
 def test_alpha_is_laid_over_the_chosen_background() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import threading
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from PIL import Image
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from diffkit.interfaces import ImageLike
 
 _LARGE = 2**24
+_BYTES_PER_PIXEL = 8
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 class Entry(NamedTuple):
@@ -45,28 +48,63 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Member:
-    """A lazy image: decoded when called, in whatever thread."""
+class Member:
+    """An image inside a zip archive: decoded when called, in whatever thread or process."""
 
-    archive: zipfile.ZipFile
-    info: zipfile.ZipInfo
-    lock: threading.Lock
+    archive: Path
+    offset: int
+    method: int
+    packed: int
+    size: int
+    checksum: int
+
+    @classmethod
+    def of(cls, archive: Path, info: zipfile.ZipInfo) -> Member:
+        """From the archive's table of contents."""
+        return cls(archive, info.header_offset, info.compress_type, info.compress_size, info.file_size, info.CRC)
 
     def __call__(self) -> Image.Image:
         with rejecting():
             try:
-                data = self._read()
-            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+                return open_image(io.BytesIO(self._read()))
+            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
                 raise RejectedImage(f"damaged archive member: {error}") from error
-        return open_image(io.BytesIO(data))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for another process."""
+        return {**vars(self), "archive": str(self.archive)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Member:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "archive": Path(values["archive"])})
 
     def _read(self) -> bytes:
-        # zipfile counts its open members without a lock of its own.
-        with self.lock, self.archive.open(self.info) as stream:
-            if self.info.file_size > _LARGE:
-                open_image(stream)  # the header first: a zip bomb must not be unpacked to be refused
-                stream.seek(0)
+        with self.archive.open("rb") as file:
+            stream = self._unpacked(file)
+            if self.size <= _LARGE:
+                return stream.read()
+            # The header first: a zip bomb must not be unpacked to be refused.
+            width, height = open_image(stream).size
+            if self.size > _LARGE + _BYTES_PER_PIXEL * width * height:
+                raise RejectedImage(f"too large: {self.size / 2**20:.0f} MiB for {width}x{height} pixels")
+            stream.seek(0)
             return stream.read()
+
+    def _unpacked(self, file: BinaryIO) -> IO[bytes]:
+        """The content as a stream that checks length and checksum; found without the table of contents."""
+        file.seek(self.offset)
+        header = file.read(_LOCAL_HEADER.size)
+        if len(header) < _LOCAL_HEADER.size:
+            raise zipfile.BadZipFile("truncated")
+        signature, name, extra = _LOCAL_HEADER.unpack(header)
+        if signature != b"PK\3\4":
+            raise zipfile.BadZipFile("no member where the archive's table says")
+        file.seek(name + extra, io.SEEK_CUR)
+        info = zipfile.ZipInfo()
+        info.compress_type, info.compress_size = self.method, self.packed
+        info.file_size, info.CRC = self.size, self.checksum
+        return cast("IO[bytes]", zipfile.ZipExtFile(file, "r", info))
 
 
 def members(path: Path) -> Found:
@@ -77,11 +115,11 @@ def members(path: Path) -> Found:
         raise DiffkitError(
             f"{path} is not a readable zip archive: {error}", "Download or pack it again.", code=ExitCode.DATA
         ) from error
-    found, lock = Found(), threading.Lock()
+    found = Found()
     for name, info in {info.filename: info for info in archive.infolist()}.items():
         reason = _refusal(info)
         if not info.is_dir() and (reason or not is_hidden(name)):
-            found.add(name, Refused(reason) if reason else _Member(archive, info, lock))
+            found.add(name, Refused(reason) if reason else Member.of(path, info))
     tops = {entry.name.partition("/")[0] for entry in found.entries}
     if len(tops) == 1 and all("/" in entry.name for entry in found.entries):
         found.wrapper = tops.pop() + "/"

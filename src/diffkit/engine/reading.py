@@ -1,0 +1,112 @@
+"""The images of a folder or archive that a user brings: found as `diffkit prepare` finds them, and all tried once."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from diffkit.datasets.folder import folder
+from diffkit.datasets.imagefile import RejectedImage, is_image_name
+from diffkit.engine.decoders import Decoders
+from diffkit.engine.decoding import Decoded, Frame
+from diffkit.engine.prepare.options import LARGEST
+from diffkit.engine.store import Pixels
+from diffkit.errors import DiffkitError, ExitCode
+from diffkit.interfaces import Example
+
+KEPT = 2**30
+
+
+@dataclass(frozen=True)
+class Readable:
+    """Images that can be decoded, and what was found when they were.
+
+    `sizes`: width and height of each upright original. `gray`: all say that they have no colour. `read(indices)`
+    decodes; `rejected`: for each file that cannot be used, its name and the reason.
+    """
+
+    examples: tuple[Example, ...]
+    sizes: tuple[tuple[int, int], ...]
+    gray: bool
+    read: Callable[[Sequence[int]], list[Pixels]]
+    rejected: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Relative names, as they are shown."""
+        return [str(example.id) for example in self.examples]
+
+    def skipped(self, path: Path) -> tuple[str, ...]:
+        """For the user, which files are left out; empty if none is."""
+        if not self.rejected:
+            return ()
+        count, more = len(self.rejected), f", and {len(self.rejected) - 3} more" if len(self.rejected) > 3 else ""
+        what = f"{count} file{'' if count == 1 else 's'} in {path}"
+        return (
+            f"{what} cannot be used and {'is' if count == 1 else 'are'} skipped: {'; '.join(self.rejected[:3])}{more}.",
+        )
+
+
+def examples_at(path: Path) -> list[Example]:
+    """The images of a folder or zip archive, or the one image file. Raises DiffkitError if there is none."""
+    if path.is_file() and (is_image_name(path.name) or not zipfile.is_zipfile(path)):
+        return [Example(path, id=path.name)]
+    return list(folder(str(path)))
+
+
+def readable(examples: Sequence[Example], frame: Frame, path: Path, workers: int = 0) -> Readable:
+    """Decode each once to know which can be; up to `KEPT` bytes of pixels are kept, the others decoded when read.
+
+    Raises DiffkitError if none can be, or if `path` is one file.
+    """
+    decoders = Decoders(workers, LARGEST * LARGEST)
+    kept: dict[int, Pixels] = {}
+    usable: list[Example] = []
+    sizes: list[tuple[int, int]] = []
+    rejected: list[str] = []
+    gray, room = True, KEPT
+    for example, found in zip(examples, decoders.ordered(partial(_tried, decoders, frame), examples), strict=True):
+        if isinstance(found, str):
+            rejected.append(f"{example.id} ({found})")
+            continue
+        room -= found.pixels.nbytes
+        if room >= 0:
+            kept[len(usable)] = found.pixels
+        usable.append(example)
+        sizes.append((found.width, found.height))
+        gray = gray and found.gray
+    if not usable:
+        where = path if path.is_file() and len(examples) == 1 else f"No image in {path}"
+        raise DiffkitError(f"{where} cannot be used: {'; '.join(rejected[:3])}.", code=ExitCode.DATA)
+
+    def one(index: int) -> Pixels:
+        if index in kept:
+            return kept[index]
+        try:
+            return decoders.decode(usable[index].image, _framed(frame, usable[index])).pixels
+        except RejectedImage as error:
+            raise DiffkitError(
+                f"{usable[index].id} in {path} could be read before, and cannot be any more: {error.reason}.",
+                "Leave the images as they are while they are in use.",
+                code=ExitCode.DATA,
+            ) from error
+
+    def read(indices: Sequence[int]) -> list[Pixels]:
+        return list(decoders.ordered(one, indices))
+
+    return Readable(tuple(usable), tuple(sizes), gray, read, tuple(rejected))
+
+
+def _tried(decoders: Decoders, frame: Frame, example: Example) -> Decoded | str:
+    """The pixels, or the reason why there are none."""
+    try:
+        return decoders.decode(example.image, _framed(frame, example))
+    except RejectedImage as error:
+        return error.reason
+
+
+def _framed(frame: Frame, example: Example) -> Frame:
+    return replace(frame, key=str(example.id))
