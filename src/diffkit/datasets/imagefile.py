@@ -132,6 +132,8 @@ def _unidentified(source: Path | IO[bytes], error: Exception) -> str:
     for signature, name in _FOREIGN.items():
         if start.startswith(signature) or start[4:].startswith(signature):
             return f"not a supported format: {name}"
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "not a supported kind of TIFF, or damaged at its start"
     if not isinstance(error, UnidentifiedImageError):
         return f"damaged: {one_line(error)}"
     if start.isascii() and not any(byte < 9 or byte == 127 for byte in start):

@@ -188,10 +188,12 @@ def _check_scans(image: Image.Image) -> None:
         return
     position = file.tell()
     file.seek(0)
-    data = file.read()
+    scans, size = 0, 0
+    while piece := file.read(2**20):
+        scans += piece.count(b"\xff\xda")
+        size += len(piece)
     file.seek(position)
-    scans = data.count(b"\xff\xda")
-    if scans > _MAX_SCANS + len(data) // 2**14:
+    if scans > _MAX_SCANS + size // 2**14:
         raise RejectedImage(f"too much work: a JPEG of {scans} scans, the most is {_MAX_SCANS}")
 
 

@@ -31,7 +31,7 @@ def main() -> None:
         os.dup2(1, 2)
         for line in sys.stdin.buffer:
             _limit_computing(seconds)
-            _answer(answers, json.loads(line))
+            _answer(answers, json.loads(line), f"too large: decoding it takes more than {memory >> 20} MiB of memory")
     except (BrokenPipeError, KeyboardInterrupt):
         os._exit(0)  # whoever asked is gone
 
@@ -62,7 +62,7 @@ def read_answer(stream: IO[bytes]) -> Decoded | bool:
     return Decoded(np.frombuffer(data, np.uint8).reshape(shape), **found)
 
 
-def _answer(answers: IO[bytes], job: dict[str, Any]) -> None:
+def _answer(answers: IO[bytes], job: dict[str, Any], too_large: str) -> None:
     where = job["image"]
     pixels: Any = b""
     try:
@@ -76,9 +76,9 @@ def _answer(answers: IO[bytes], job: dict[str, Any]) -> None:
             found["shape"] = pixels.shape
             pixels = memoryview(pixels if pixels.flags.c_contiguous else pixels.copy())
     except RejectedImage as error:
-        found = {"rejected": error.reason}
+        found = {"rejected": too_large if isinstance(error.__cause__, MemoryError) else error.reason}
     except MemoryError:
-        found = {"rejected": "not enough memory to decode it"}
+        found = {"rejected": too_large}
     answers.write(json.dumps(found).encode() + b"\n")
     answers.write(pixels)
     answers.flush()

@@ -30,7 +30,7 @@ from diffkit.errors import DiffkitError, ExitCode
 if TYPE_CHECKING:
     from diffkit.interfaces import ImageLike
 
-MEMORY = 2**29
+MEMORY = 480 * 2**20
 BYTES_PER_PIXEL = 16
 SECONDS = 10
 PATIENCE = 30
