@@ -17,20 +17,10 @@ from PIL import Image, ImageCms
 
 from diffkit.datasets.imagefile import RejectedImage, one_line, open_image, printable
 from diffkit.datasets.pixels import to_rgb_or_gray
+from imagefiles import chunk, png
 
 EXIF_PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "exif-orientation"
 ORIENTATION = 274
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, depth: int, color: int, rows: bytes, *extra: bytes) -> io.BytesIO:
-    """A PNG written by hand: `rows` with their filter bytes, `extra` chunks before the pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
-    body = b"".join(extra) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + header + body)
 
 
 def saved(image: Image.Image, format: str, **options: object) -> io.BytesIO:

@@ -1,14 +1,16 @@
 """The process that decodes: jobs on standard input, answers on standard output, one after the other.
 
 A job is a line of JSON; so is an answer, followed by the pixels. It imports Pillow and numpy, never torch. It ends when
-its standard input does, so when the process that started it is gone, however that came about.
+its standard input does: when the process that started it is gone, however that came about.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import sys
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +26,7 @@ def main() -> None:
     memory, seconds = int(sys.argv[1]), int(sys.argv[2])
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libtiff and others print their remarks
+    _end_with_parent()
     _limit_memory(memory)
     try:
         answers.write(READY)
@@ -82,6 +85,20 @@ def _answer(answers: IO[bytes], job: dict[str, Any], too_large: str) -> None:
     answers.write(json.dumps(found).encode() + b"\n")
     answers.write(pixels)
     answers.flush()
+
+
+def _end_with_parent() -> None:
+    """End at once when standard input is closed at its other end, whatever is being decoded."""
+    if sys.platform == "win32":
+        return
+
+    def watch() -> None:
+        closed = select.poll()
+        closed.register(0, 0)  # no event but the end
+        closed.poll()
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _limit_memory(memory: int) -> None:

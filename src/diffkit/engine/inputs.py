@@ -42,6 +42,13 @@ def open_pictures(path: Path, size: tuple[int, int], channels: int, crop: str | 
     skipped, and named in `notes`. Raises DiffkitError where nothing can be used.
     """
     found = _opened(path, size, channels, crop)
+    height, width = size
+    for name, (across, down) in zip(found.names, found.sizes, strict=True):
+        if crop is None and abs((across / down) / (width / height) - 1) > SHAPE_TOLERANCE:
+            raise DiffkitError(
+                f"{name} is {_by((across, down))}, of another shape than {_by((width, height))}.",
+                "Say what to do with it: --crop center or --crop pad.",
+            )
     return Pictures(found.names, lambda index: found.read([index])[0], found.sizes, found.skipped(path))
 
 
@@ -67,7 +74,8 @@ def open_masks(path: Path, sources: Pictures, size: tuple[int, int], crop: str |
     """
     masks = _opened(path, size, 1, crop, background=_BLACK)
     if masks.rejected:
-        raise DiffkitError(f"A mask cannot be used: {masks.rejected[0]}.", "Mend it; each image needs its mask.")
+        name, reason = masks.rejected[0]
+        raise DiffkitError(f"The mask {name} cannot be used: {reason}.", "Save it anew: each image needs its mask.")
     chosen = _of_same_name(path, masks, sources) if len(masks.examples) > 1 else [0] * len(sources)
     for name, across_down, mask in zip(sources.names, sources.sizes, chosen, strict=True):
         if across_down != masks.sizes[mask]:
@@ -110,14 +118,7 @@ def _opened(
         raise DiffkitError(f"There is no {path}.", f"{nearest_sibling(path)}Give an image or a folder of images.")
     height, width = size
     frame = Frame(channels, height, width, crop or "center", background, repeat=True)
-    found = readable(examples_at(path), frame, path)
-    for name, (across, down) in zip(found.names, found.sizes, strict=True):
-        if crop is None and abs((across / down) / (width / height) - 1) > SHAPE_TOLERANCE:
-            raise DiffkitError(
-                f"{name} is {_by((across, down))}, of another shape than {_by((width, height))}.",
-                "Say what to do with it: --crop center or --crop pad.",
-            )
-    return found
+    return readable(examples_at(path), frame, path)
 
 
 def _stem(name: str) -> str:

@@ -32,7 +32,7 @@ class Readable:
     sizes: tuple[tuple[int, int], ...]
     gray: bool
     read: Callable[[Sequence[int]], list[Pixels]]
-    rejected: tuple[str, ...]
+    rejected: tuple[tuple[str, str], ...]
 
     @property
     def names(self) -> list[str]:
@@ -43,11 +43,10 @@ class Readable:
         """For the user, which files are left out; empty if none is."""
         if not self.rejected:
             return ()
-        count, more = len(self.rejected), f", and {len(self.rejected) - 3} more" if len(self.rejected) > 3 else ""
-        what = f"{count} file{'' if count == 1 else 's'} in {path}"
-        return (
-            f"{what} cannot be used and {'is' if count == 1 else 'are'} skipped: {'; '.join(self.rejected[:3])}{more}.",
-        )
+        count = len(self.rejected)
+        what = "1 file in {} cannot be used and is" if count == 1 else f"{count} files in {{}} cannot be used and are"
+        more = f", and {count - 3} more" if count > 3 else ""
+        return (f"{what.format(path)} skipped: {_listed(self.rejected)}{more}.",)
 
 
 def examples_at(path: Path) -> list[Example]:
@@ -66,11 +65,11 @@ def readable(examples: Sequence[Example], frame: Frame, path: Path, workers: int
     kept: dict[int, Pixels] = {}
     usable: list[Example] = []
     sizes: list[tuple[int, int]] = []
-    rejected: list[str] = []
+    rejected: list[tuple[str, str]] = []
     gray, room = True, KEPT
     for example, found in zip(examples, decoders.ordered(partial(_tried, decoders, frame), examples), strict=True):
         if isinstance(found, str):
-            rejected.append(f"{example.id} ({found})")
+            rejected.append((str(example.id), found))
             continue
         room -= found.pixels.nbytes
         if room >= 0:
@@ -79,8 +78,9 @@ def readable(examples: Sequence[Example], frame: Frame, path: Path, workers: int
         sizes.append((found.width, found.height))
         gray = gray and found.gray
     if not usable:
-        where = path if path.is_file() and len(examples) == 1 else f"No image in {path}"
-        raise DiffkitError(f"{where} cannot be used: {'; '.join(rejected[:3])}.", code=ExitCode.DATA)
+        what = f"{path} cannot be used: {rejected[0][1]}." if path.is_file() and len(rejected) == 1 else ""
+        what = what or f"No image in {path} can be used: {_listed(rejected)}."
+        raise DiffkitError(what, "Save it anew, or give another.", code=ExitCode.DATA)
 
     def one(index: int) -> Pixels:
         if index in kept:
@@ -106,6 +106,11 @@ def _tried(decoders: Decoders, frame: Frame, example: Example) -> Decoded | str:
         return decoders.decode(example.image, _framed(frame, example))
     except RejectedImage as error:
         return error.reason
+
+
+def _listed(rejected: Sequence[tuple[str, str]]) -> str:
+    """The first three, with their reasons."""
+    return "; ".join(f"{name} ({reason})" for name, reason in rejected[:3])
 
 
 def _framed(frame: Frame, example: Example) -> Frame:
