@@ -105,8 +105,7 @@ def test_files_and_members_are_decoded_in_a_process_as_they_are_here(tmp_path: P
     inside = [entry.image for entry in members(tmp_path / "all.zip").entries]
     with Decoders(2) as decoders:
         every = [*names, strange, bytes_name, *inside]
-        found = list(decoders.ordered(lambda image: decoders.decode(image, FRAME), every))
-        assert len(decoders._processes._idle) == 2
+        found = list(decoders.decode_all((image, FRAME) for image in every))
     assert len(found) == 11 + 4 * len(names)
     for image, each in zip(every, found, strict=True):
         here = decode(image, FRAME)

@@ -1,7 +1,8 @@
 """The process that decodes: jobs on standard input, answers on standard output, one after the other.
 
-A job is a line of JSON; so is an answer, followed by the pixels. It imports Pillow and numpy, never torch. It ends when
-its standard input does: when the process that started it is gone, however that came about.
+A job is a line of JSON. An answer is the lengths of its two parts, a record in JSON, and the pixels. The process
+imports Pillow and numpy, never torch. It ends when its standard input does: when the process that started it is gone,
+however that came about.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import json
 import os
 import select
+import struct
 import sys
 import threading
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from diffkit.datasets.archive import Member
 from diffkit.datasets.imagefile import RejectedImage
-from diffkit.engine.decoding import Decoded, Frame, decode, looks_gray
+from diffkit.engine.decoding import Answer, Decoded, Frame, decode, looks_gray
 
 READY = b"ready\n"
+_SIZES = struct.Struct("<II")
 
 
 def main() -> None:
@@ -34,7 +39,7 @@ def main() -> None:
         os.dup2(1, 2)
         for line in sys.stdin.buffer:
             _limit_computing(seconds)
-            _answer(answers, json.loads(line), f"too large: decoding it takes more than {memory >> 20} MiB of memory")
+            _reply(answers, json.loads(line), f"too large: decoding it takes more than {memory >> 20} MiB of memory")
     except (BrokenPipeError, KeyboardInterrupt):
         os._exit(0)  # whoever asked is gone
 
@@ -45,46 +50,49 @@ def job_of(image: Path | Member, frame: Frame | None) -> bytes:
     return json.dumps({"image": where, "frame": None if frame is None else vars(frame)}).encode() + b"\n"
 
 
-def read_answer(stream: IO[bytes]) -> Decoded | bool:
-    """What the process found. Raises RejectedImage if it could not use the image, EOFError if it is gone."""
-    line = stream.readline()
-    if not line.endswith(b"\n"):
-        raise EOFError
-    found: dict[str, Any] = json.loads(line)
+def read_answer(stream: IO[bytes]) -> Answer:
+    """What the process found. Raises EOFError if it is gone."""
+    text, pixels = _SIZES.unpack(read_exactly(stream, _SIZES.size))
+    found: dict[str, Any] = json.loads(read_exactly(stream, text))
     if "rejected" in found:
-        raise RejectedImage(found["rejected"])
+        return RejectedImage(found["rejected"])
     if "shape" not in found:
         return bool(found["gray"])
-    import numpy as np
-
     shape = found.pop("shape")
-    size = shape[0] * shape[1] * shape[2]
-    data = stream.read(size)
-    if len(data) != size:
-        raise EOFError
-    return Decoded(np.frombuffer(data, np.uint8).reshape(shape), **found)
+    return Decoded(np.frombuffer(read_exactly(stream, pixels), np.uint8).reshape(shape), **found)
 
 
-def _answer(answers: IO[bytes], job: dict[str, Any], too_large: str) -> None:
-    where = job["image"]
+def read_exactly(stream: IO[bytes], size: int) -> bytearray:
+    """So many bytes of an unbuffered stream, and none of what follows. Raises EOFError if it ends before."""
+    found = bytearray(size)
+    view = memoryview(found)
+    while view:
+        count = stream.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return found
+
+
+def _reply(stream: IO[bytes], job: dict[str, Any], too_large: str) -> None:
+    where, frame = job["image"], job["frame"]
     pixels: Any = b""
     try:
         image = Path(where["file"]) if "file" in where else Member.from_dict(where)
-        if job["frame"] is None:
-            found: dict[str, Any] = {"gray": looks_gray(image)}
+        if frame is None:
+            reply: dict[str, Any] = {"gray": looks_gray(image)}
         else:
-            frame = {**job["frame"], "background": tuple(job["frame"]["background"])}
-            found = decode(image, Frame(**frame))._asdict()
-            pixels = found.pop("pixels")
-            found["shape"] = pixels.shape
-            pixels = memoryview(pixels if pixels.flags.c_contiguous else pixels.copy())
+            reply = decode(image, Frame(**{**frame, "background": tuple(frame["background"])}))._asdict()
+            pixels = reply.pop("pixels")
+            reply["shape"] = pixels.shape
     except RejectedImage as error:
-        found = {"rejected": too_large if isinstance(error.__cause__, MemoryError) else error.reason}
+        reply = {"rejected": too_large if isinstance(error.__cause__, MemoryError) else error.reason}
     except MemoryError:
-        found = {"rejected": too_large}
-    answers.write(json.dumps(found).encode() + b"\n")
-    answers.write(pixels)
-    answers.flush()
+        reply = {"rejected": too_large}
+    text = json.dumps(reply).encode()
+    stream.write(_SIZES.pack(len(text), memoryview(pixels).nbytes) + text)
+    stream.write(pixels)
+    stream.flush()
 
 
 def _end_with_parent() -> None:

@@ -12,19 +12,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from diffkit.datasets.archive import Member
 from diffkit.datasets.imagefile import RejectedImage
 from diffkit.engine import decoder_process, decoding
-from diffkit.engine.decoding import Decoded, Frame
+from diffkit.engine.decoding import Answer, Decoded, Frame
 from diffkit.errors import DiffkitError, ExitCode
 
 if TYPE_CHECKING:
@@ -37,8 +39,11 @@ PATIENCE = 30
 """Bytes of memory for any image, more for each pixel of the result; seconds of computing for one image; seconds until
 an answer has to be there, which a slow disk or a busy machine may delay."""
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+TURN = 0.02
+MOST = 32
+
+Request: TypeAlias = "tuple[ImageLike, Frame | None]"
+"""An image and how to decode it; without a frame, only whether it says that it is gray."""
 
 
 class Decoders:
@@ -64,46 +69,60 @@ class Decoders:
     ) -> None:
         self._end()
 
-    def ordered(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`function` of each item, in order; a bounded number of them is under way at any time."""
-        under_way: deque[Future[Result]] = deque()
-        for item in items:
-            under_way.append(self._threads.submit(function, item))
-            if len(under_way) > 4 * self.workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+    def decode_all(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """An answer for each request, in order; a bounded number of them is under way at any time.
+
+        Threads take as many requests at a time as keep them busy for `TURN` seconds.
+        """
+        source, size = iter(requests), 1
+        under_way: deque[Future[tuple[list[Answer], float]]] = deque()
+        more = True
+        while more or under_way:
+            while more and len(under_way) <= 4 * self.workers:
+                turn = list(islice(source, size))
+                more = bool(turn)
+                if turn:
+                    under_way.append(self._threads.submit(self._take_turn, turn))
+            if under_way:
+                answers, seconds = under_way.popleft().result()
+                size = max(1, min(MOST, int(TURN / max(seconds / len(answers), 1e-6))))
+                yield from answers
 
     def decode(self, image: ImageLike, frame: Frame) -> Decoded:
-        """One image to its pixels; for the threads of `ordered`. Raises RejectedImage."""
-        if not isinstance(image, (Path, Member)):
-            return decoding.decode(image, frame)
-        found = self._ask(decoder_process.job_of(image, frame))
-        assert isinstance(found, Decoded)
-        return found
+        """One image to its pixels. Raises RejectedImage."""
+        (answer,) = self.decode_all([(image, frame)])
+        if isinstance(answer, RejectedImage):
+            raise answer
+        assert isinstance(answer, Decoded)
+        return answer
 
-    def looks_gray(self, image: ImageLike) -> bool:
-        """Whether an image says that it has no colour, from its header alone. Raises RejectedImage."""
-        if not isinstance(image, (Path, Member)):
-            return decoding.looks_gray(image)
-        return bool(self._ask(decoder_process.job_of(image, None)))
+    def _take_turn(self, requests: list[Request]) -> tuple[list[Answer], float]:
+        """In a thread: the answers, and how long they took."""
+        start = time.perf_counter()
+        jobs = [decoder_process.job_of(image, frame) for image, frame in requests if isinstance(image, (Path, Member))]
+        processed = iter(self._processed(jobs))
+        answers = [
+            next(processed) if isinstance(image, (Path, Member)) else decoding.answer(image, frame)
+            for image, frame in requests
+        ]
+        return answers, time.perf_counter() - start
 
-    def _ask(self, job: bytes) -> Decoded | bool:
+    def _processed(self, jobs: list[bytes]) -> list[Answer]:
         """A crash may have come from outside, so it gets a second try, in a new process."""
-        try:
-            return self._ask_once(job)
-        except _Crash:
+        answers: list[Answer] = []
+        crashed = -1
+        while len(answers) < len(jobs):
+            process = self._processes.take(self._memory)
             try:
-                return self._ask_once(job)
+                for answer in process.ask(jobs[len(answers) :]):
+                    answers.append(answer)
             except _Crash as crash:
-                raise RejectedImage(str(crash)) from crash
-
-    def _ask_once(self, job: bytes) -> Decoded | bool:
-        process = self._processes.take(self._memory)
-        try:
-            return process.ask(job)
-        finally:
-            self._processes.put_back(process)
+                if crashed == len(answers):
+                    answers.append(RejectedImage(str(crash)))
+                crashed = len(answers)
+            finally:
+                self._processes.put_back(process)
+        return answers
 
 
 class _Crash(Exception):
@@ -120,32 +139,52 @@ class _Process:
         # Arithmetic libraries would reserve memory for each core; a session of its own keeps Ctrl-C away.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, bufsize=0, stdin=pipe, stdout=pipe, env=environment, start_new_session=True
+        )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._jobs, self._answers = self._process.stdin, self._process.stdout
+        self._waiting = None
+        if sys.platform != "win32":
+            self._waiting = select.poll()
+            self._waiting.register(self._answers, select.POLLIN)
 
     def check_started(self) -> None:
         """Wait until it is ready. Raises DiffkitError if it cannot start."""
-        if self._answers.readline() != decoder_process.READY:
+        try:
+            decoder_process.read_exactly(self._answers, len(decoder_process.READY))
+        except EOFError:
             raise DiffkitError(
                 f"A process for decoding images could not be started (exit status {self.end()}).",
                 "Free some memory, or use fewer processes: --workers 1.",
                 code=ExitCode.MACHINE,
-            )
+            ) from None
 
-    def ask(self, job: bytes) -> Decoded | bool:
-        """Raises RejectedImage for an image that cannot be used; afterwards the process may have ended."""
-        try:
-            self._jobs.write(job)
-            self._jobs.flush()
-            self._await_answer()
-            return decoder_process.read_answer(self._answers)
-        except (EOFError, OSError, ValueError) as error:
-            status = self.end()
-            if hasattr(signal, "SIGXCPU") and status == -signal.SIGXCPU:
-                raise RejectedImage(f"too much work: decoding it takes more than {SECONDS} s") from error
-            how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            raise _Crash(f"the decoder crashed on it: {how}") from error
+    def ask(self, jobs: Sequence[bytes]) -> Iterator[Answer]:
+        """Answers in order; the next job lies ready while one is at work.
+
+        Ends early, as the process does, with an image that takes too long. Raises _Crash.
+        """
+        sent = 0
+        for done in range(len(jobs)):
+            try:
+                for job in jobs[sent : done + 2]:
+                    self._send(job)
+                    sent += 1
+                if not self._answered():
+                    self.kill()
+                    self.end()
+                    yield RejectedImage(f"no answer: reading it takes more than {PATIENCE} s")
+                    return
+                answer = decoder_process.read_answer(self._answers)
+            except (EOFError, OSError, ValueError) as error:
+                status = self.end()
+                if hasattr(signal, "SIGXCPU") and status == -signal.SIGXCPU:
+                    yield RejectedImage(f"too much work: decoding it takes more than {SECONDS} s")
+                    return
+                how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+                raise _Crash(f"the decoder crashed on it: {how}") from error
+            yield answer
 
     @property
     def running(self) -> bool:
@@ -168,16 +207,13 @@ class _Process:
                 stream.close()
         return status
 
-    def _await_answer(self) -> None:
-        """Raises RejectedImage if it takes too long. (Where pipes cannot be waited for, it may take any time.)"""
-        if sys.platform == "win32":
-            return
-        waiting = select.poll()
-        waiting.register(self._answers, select.POLLIN)
-        if not waiting.poll(PATIENCE * 1000):
-            self.kill()
-            self.end()
-            raise RejectedImage(f"no answer: reading it takes more than {PATIENCE} s")
+    def _send(self, job: bytes) -> None:
+        while job:
+            job = job[self._jobs.write(job) :]
+
+    def _answered(self) -> bool:
+        """Whether an answer begins within `PATIENCE`. (Where pipes cannot be waited for, there is no such limit.)"""
+        return self._waiting is None or bool(self._waiting.poll(PATIENCE * 1000))
 
 
 class _Processes:

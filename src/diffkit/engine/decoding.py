@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -42,14 +43,27 @@ class Frame:
 
 
 class Decoded(NamedTuple):
-    """Pixels uint8 [H, W, C], and of the upright original: its width and height, whether the file says that it is
-    gray, and the largest of its 16-bit samples (0 = it has 8 bits)."""
+    """Pixels uint8 [H, W, C] and their sha256, and of the upright original: its width and height, whether the file says
+    that it is gray, and the largest of its 16-bit samples (0 = it has 8 bits)."""
 
     pixels: Pixels
     width: int
     height: int
     gray: bool
     peak: int
+    sha256: str
+
+
+Answer: TypeAlias = Decoded | bool | RejectedImage
+"""What became of a request: pixels, or whether the image says that it is gray, or why it cannot be used."""
+
+
+def answer(image: ImageLike, frame: Frame | None) -> Answer:
+    """Decode an image or, without a frame, look at its header."""
+    try:
+        return looks_gray(image) if frame is None else decode(image, frame)
+    except RejectedImage as error:
+        return error
 
 
 def decode(image: ImageLike, frame: Frame) -> Decoded:
@@ -68,7 +82,8 @@ def decode(image: ImageLike, frame: Frame) -> Decoded:
             pixels = whole.repeat(times, axis=0).repeat(times, axis=1)
         else:
             pixels = fitted(samples, height, width, frame.channels, frame.crop, frame.background, frame.key)
-        return Decoded(pixels, *(original or size), gray, samples.peak)
+        pixels = np.ascontiguousarray(pixels)
+        return Decoded(pixels, *(original or size), gray, samples.peak, sha256(pixels.data).hexdigest())
 
 
 def looks_gray(image: ImageLike) -> bool:

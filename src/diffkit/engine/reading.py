@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from diffkit.datasets.folder import folder
@@ -67,10 +66,12 @@ def readable(examples: Sequence[Example], frame: Frame, path: Path, workers: int
     sizes: list[tuple[int, int]] = []
     rejected: list[tuple[str, str]] = []
     gray, room = True, KEPT
-    for example, found in zip(examples, decoders.ordered(partial(_tried, decoders, frame), examples), strict=True):
-        if isinstance(found, str):
-            rejected.append((str(example.id), found))
+    answers = decoders.decode_all((example.image, _framed(frame, example)) for example in examples)
+    for example, found in zip(examples, answers, strict=True):
+        if isinstance(found, RejectedImage):
+            rejected.append((str(example.id), found.reason))
             continue
+        assert isinstance(found, Decoded)
         room -= found.pixels.nbytes
         if room >= 0:
             kept[len(usable)] = found.pixels
@@ -82,30 +83,22 @@ def readable(examples: Sequence[Example], frame: Frame, path: Path, workers: int
         what = what or f"No image in {path} can be used: {_listed(rejected)}."
         raise DiffkitError(what, "Save it anew, or give another.", code=ExitCode.DATA)
 
-    def one(index: int) -> Pixels:
-        if index in kept:
-            return kept[index]
-        try:
-            return decoders.decode(usable[index].image, _framed(frame, usable[index])).pixels
-        except RejectedImage as error:
-            raise DiffkitError(
-                f"{usable[index].id} in {path} could be read before, and cannot be any more: {error.reason}.",
-                "Leave the images as they are while they are in use.",
-                code=ExitCode.DATA,
-            ) from error
-
     def read(indices: Sequence[int]) -> list[Pixels]:
-        return list(decoders.ordered(one, indices))
+        missing = [index for index in indices if index not in kept]
+        requests = ((usable[index].image, _framed(frame, usable[index])) for index in missing)
+        decoded: dict[int, Pixels] = {}
+        for index, found in zip(missing, decoders.decode_all(requests), strict=True):
+            if isinstance(found, RejectedImage):
+                raise DiffkitError(
+                    f"{usable[index].id} in {path} could be read before, and cannot be any more: {found.reason}.",
+                    "Leave the images as they are while they are in use.",
+                    code=ExitCode.DATA,
+                )
+            assert isinstance(found, Decoded)
+            decoded[index] = found.pixels
+        return [kept[index] if index in kept else decoded[index] for index in indices]
 
     return Readable(tuple(usable), tuple(sizes), gray, read, tuple(rejected))
-
-
-def _tried(decoders: Decoders, frame: Frame, example: Example) -> Decoded | str:
-    """The pixels, or the reason why there are none."""
-    try:
-        return decoders.decode(example.image, _framed(frame, example))
-    except RejectedImage as error:
-        return error.reason
 
 
 def _listed(rejected: Sequence[tuple[str, str]]) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from hashlib import sha256
-from itertools import chain, islice
+from dataclasses import dataclass, replace
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffkit.datasets.imagefile import RejectedImage, printable
-from diffkit.engine.decoders import Decoders
-from diffkit.engine.decoding import Decoded, Frame
+from diffkit.engine.decoders import Decoders, Request
+from diffkit.engine.decoding import Answer, Decoded, Frame
 from diffkit.engine.prepare.options import PrepareOptions
 from diffkit.engine.store import Pixels
 from diffkit.errors import DiffkitError, ExitCode
@@ -68,70 +66,78 @@ def channels_of(
 
 
 def _channels(images: Sequence[ImageLike], decoders: Decoders) -> int:
-    """1 if all those that can be read are gray."""
-    found = decoders.ordered(partial(_looks_gray, decoders), images)
-    known = [gray for gray in found if gray is not None]
+    """1 if all those that can be read say that they are gray."""
+    known = [gray for gray in decoders.decode_all((image, None) for image in images) if isinstance(gray, bool)]
     return 1 if known and all(known) else 3
-
-
-def _looks_gray(decoders: Decoders, image: ImageLike) -> bool | None:
-    """None where there is no usable image."""
-    try:
-        return decoders.looks_gray(image)
-    except RejectedImage:
-        return None
 
 
 def rows(examples: Iterable[Example], options: PrepareOptions, channels: Channels, decoders: Decoders) -> Iterator[Row]:
     """Rows in the order of the examples."""
-
-    def row(numbered: tuple[int, Example]) -> Row:
-        return _row(*numbered, options, channels, decoders)
-
-    return decoders.ordered(row, enumerate(examples))
-
-
-def _row(index: int, example: Example, options: PrepareOptions, channels: Channels, decoders: Decoders) -> Row:
-    """In a thread: one example to its pixels."""
-    identity = str(index) if example.id is None else example.id
-    path = printable(str(example.image)) if isinstance(example.image, Path) else identity
-    plain = {name: float(value) for name, value in (example.attributes or {}).items() if not math.isnan(value)}
-    try:
-        found = _decoded(example.image, options, channels.image, identity, decoders)
-        paired = _pair(example.input, options, channels.input, identity, found, decoders) if channels.input else None
-    except RejectedImage as error:
-        return Row(identity, path, example.label, plain, error.reason)
-    digest = sha256(found.pixels.data).hexdigest()
-    size = found.width, found.height
-    return Row(identity, path, example.label, plain, "", found.pixels, *size, digest, paired, found.peak)
+    ahead, behind = tee(enumerate(examples))
+    answers = decoders.decode_all(request for each in ahead for request in _requests(*each, options, channels))
+    for index, example in behind:
+        image = next(answers)
+        paired = next(answers) if channels.input and example.input is not None else None
+        yield _row(_identity(index, example), example, image, paired, options, channels)
 
 
-def _decoded(image: ImageLike, options: PrepareOptions, channels: int, identity: str, decoders: Decoders) -> Decoded:
-    """One image at the size of the data set."""
+def _requests(index: int, example: Example, options: PrepareOptions, channels: Channels) -> Iterator[Request]:
+    """The image of an example and its paired input, at the size of the data set."""
     frame = Frame(
-        channels,
+        channels.image,
         options.height,
         options.width,
         options.crop,
         options.background,
-        key=identity,
+        key=_identity(index, example),
         min_side=options.min_side,
         white_level=options.white_level,
     )
-    found = decoders.decode(image, frame)
-    if options.channels == 0 and channels == 1 and not found.gray:
+    yield example.image, frame
+    if channels.input and example.input is not None:
+        yield example.input, replace(frame, channels=channels.input)
+
+
+def _identity(index: int, example: Example) -> str:
+    return str(index) if example.id is None else example.id
+
+
+def _row(
+    identity: str,
+    example: Example,
+    image: Answer,
+    paired: Answer | None,
+    options: PrepareOptions,
+    channels: Channels,
+) -> Row:
+    """What was decoded, or why it cannot be used."""
+    path = printable(str(example.image)) if isinstance(example.image, Path) else identity
+    plain = {name: float(value) for name, value in (example.attributes or {}).items() if not math.isnan(value)}
+    try:
+        found = _usable(image, options, channels.image, identity)
+        beside = _pair(paired, options, channels.input, identity, found) if channels.input else None
+    except RejectedImage as error:
+        return Row(identity, path, example.label, plain, error.reason)
+    size = found.width, found.height
+    return Row(identity, path, example.label, plain, "", found.pixels, *size, found.sha256, beside, found.peak)
+
+
+def _usable(answer: Answer, options: PrepareOptions, channels: int, identity: str) -> Decoded:
+    """Raises RejectedImage, and DiffkitError for colour where gray was expected."""
+    if isinstance(answer, RejectedImage):
+        raise answer
+    assert isinstance(answer, Decoded)
+    if options.channels == 0 and channels == 1 and not answer.gray:
         raise _found_colour(identity)
-    return found
+    return answer
 
 
-def _pair(
-    image: ImageLike | None, options: PrepareOptions, channels: int, identity: str, whole: Decoded, decoders: Decoders
-) -> Pixels:
+def _pair(answer: Answer | None, options: PrepareOptions, channels: int, identity: str, whole: Decoded) -> Pixels:
     """The paired input, cropped as its image is; so it has to be of the same shape."""
-    if image is None:
+    if answer is None:
         raise RejectedImage("it has no pair")
     try:
-        found = _decoded(image, options, channels, identity, decoders)
+        found = _usable(answer, options, channels, identity)
     except RejectedImage as error:
         raise RejectedImage(f"its pair cannot be used: {error.reason}") from error
     if abs(found.width / found.height / (whole.width / whole.height) - 1) > _SHAPE_TOLERANCE:
