@@ -15,21 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from diffkit.datasets.imagefile import RejectedImage, one_line, open_image, printable, to_rgb_or_gray
+from diffkit.datasets.imagefile import RejectedImage, one_line, open_image, printable
+from diffkit.datasets.pixels import to_rgb_or_gray
+from imagefiles import chunk, png
 
 EXIF_PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "exif-orientation"
 ORIENTATION = 274
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, depth: int, color: int, rows: bytes, *extra: bytes) -> io.BytesIO:
-    """A PNG written by hand: `rows` with their filter bytes, `extra` chunks before the pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
-    body = b"".join(extra) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + header + body)
 
 
 def saved(image: Image.Image, format: str, **options: object) -> io.BytesIO:
@@ -98,7 +89,8 @@ def test_floating_point_samples_are_rejected_with_a_reason() -> None:
 
 @pytest.mark.parametrize("value", [70000, -1])
 def test_samples_beyond_16_bits_are_rejected(value: int) -> None:
-    assert reason(saved(Image.new("I", (2, 2), value), "TIFF")).startswith("samples beyond 16 bits")
+    with pytest.raises(RejectedImage, match="samples beyond 16 bits"):
+        to_rgb_or_gray(Image.new("I", (2, 2), value), 1)
 
 
 def test_alpha_is_laid_over_the_chosen_background() -> None:

@@ -563,3 +563,42 @@ def test_wrong_options_are_usage_errors(wrong: dict[str, Any]) -> None:
 def test_a_misspelt_crop_names_the_nearest() -> None:
     with pytest.raises(DiffkitError, match="Did you mean 'center'"):
         PrepareOptions(crop="centre")
+
+
+def deep(folder: Path, peak: int, count: int = 3) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, peak, (8, 8), dtype=np.uint16, endpoint=True)
+        pixels[0, 0] = peak
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_12_bit_data_in_16_bit_files_are_noticed_and_can_be_scaled(tmp_path: Path) -> None:
+    source = deep(tmp_path / "scans", 4095)
+    done = finish(folder(str(source)), tmp_path / "dark", options(channels=0))
+    first, *_ = done.warnings
+    assert first.startswith("3 images with 16-bit samples: none is larger than 4,095 of 65,535, so at most 15 of 255")
+    assert first.endswith("If these are 12-bit values, prepare again with --white-level 4095.")
+    assert json.loads((tmp_path / "dark" / "dataset.json").read_text())["warnings"] == list(done.warnings)
+    scaled = finish(folder(str(source)), tmp_path / "scaled", options(channels=0, white_level=4095))
+    assert scaled.warnings == ()
+    samples = np.stack([np.asarray(Image.open(source / f"{number}.png")) for number in range(3)]).astype(float)
+    expected = np.floor(samples * 255 / 4095 + 0.5)
+    assert np.array_equal(np.load(tmp_path / "scaled" / "images-00000.npy")[..., 0], expected)
+
+
+def test_full_16_bit_data_are_not_warned_of(tmp_path: Path) -> None:
+    assert finish(folder(str(deep(tmp_path / "scans", 65535))), tmp_path / "out").warnings == ()
+    mixed = deep(tmp_path / "mixed", 4095)
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(mixed / "bright.png")
+    assert finish(folder(str(mixed)), tmp_path / "both").warnings == ()
+
+
+@pytest.mark.parametrize(("level", "shade"), [(2, "black"), (253, "white"), (120, "of one colour")])
+def test_a_set_of_blank_images_is_warned_of(tmp_path: Path, level: int, shade: str) -> None:
+    arrays = [(np.full((8, 8, 3), level) + (noise(n) > 127)).astype(np.uint8) for n in range(4)]
+    (warning,) = finish([Example(array) for array in arrays], tmp_path / "blank").warnings
+    assert warning.startswith(f"The images are nearly {shade}: mean {level}.") and "standard deviation 0.5" in warning
+    drawing = [np.where(noise(n) > 30, 255, 0).astype(np.uint8) for n in range(4)]
+    assert finish([Example(array) for array in drawing], tmp_path / "drawing").warnings == ()

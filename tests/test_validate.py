@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from conftest import TINY, call_diffkit, run_diffkit, write_images
+from diffkit.compose.start import prepare_training
 from diffkit.core.denoiser import Denoiser
 from diffkit.core.predictions import x0
 from diffkit.core.schedules import loglinear, over_range
 from diffkit.durable import read_lines
 from diffkit.engine.modelfile import read_model_header
+from diffkit.engine.session import Cadence
 from diffkit.engine.stopping import best, memorizing, plateau
 from diffkit.engine.store import Store
 from diffkit.engine.validate import Validated, Validation, due
 from diffkit.errors import ExitCode
+from diffkit.rundir import RunDir
 
 
 class Gray(torch.nn.Module):
@@ -109,7 +112,7 @@ def test_the_best_model_can_be_the_nearest_to_the_training_images(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("diffkit.compose.training.MEASURED_IMAGES", 24)
+    monkeypatch.setattr("diffkit.compose.looks.MEASURED_IMAGES", 24)
     run = tmp_path / "run"
     for steps in (4, 8):
         options = ("--steps", steps, "--best", "kid", "--preview-every", 16, "--set", "sample.steps=2", *TINY)
@@ -184,3 +187,29 @@ def test_a_rule_without_held_out_images_is_refused(tmp_path: Path) -> None:
     done = call_diffkit("train", tmp_path / "set", "-o", tmp_path / "run", "--steps", 1, *TINY)
     assert done.returncode == 0, done.stderr
     assert not [each for each in read_lines(tmp_path / "run" / "metrics.jsonl") if "holdout_loss" in each]
+
+
+def test_what_was_due_when_a_signal_came_is_done_at_the_next_start(dataset: Path, tmp_path: Path) -> None:
+    given = {"backbone": "unet:width=8,multipliers=[1],blocks=1,attention=0", "train": {"batch_size": 8}}
+    given["train"]["precision"] = "float32"  # type: ignore[index]
+
+    def train(run: RunDir, until: int, stop_at: int) -> None:
+        training = prepare_training(given, Store.open(dataset), run, "cpu")
+        training.begin()
+        cadence = Cadence(until_images=until, validate_every=24, preview_every=24)
+        events = training.start(cadence, report_every=1, should_stop=lambda: training.state.images_seen == stop_at)
+        assert list(events)
+
+    whole, stopped = RunDir(tmp_path / "whole"), RunDir(tmp_path / "stopped")
+    train(whole, 40, 0)
+    train(stopped, 40, 24)
+    assert not any("holdout_loss" in line or "picture" in line for line in read_lines(stopped.metrics))
+    train(stopped, 40, 0)
+    timed = {"images_per_second", "data_wait"}
+    lines = [
+        sorted(str({key: line[key] for key in line.keys() - timed}) for line in read_lines(run.metrics))
+        for run in (whole, stopped)
+    ]
+    assert lines[0] == lines[1]
+    assert sum("holdout_loss" in line for line in lines[0]) == 2
+    assert whole.best.read_bytes() == stopped.best.read_bytes()

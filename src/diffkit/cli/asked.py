@@ -49,7 +49,7 @@ class Asked:
         """Raises DiffkitError for what the model does not know, and for images that do not fit."""
         import torch
 
-        from diffkit.cli.console import chosen_among, image_size
+        from diffkit.cli.console import chosen_among, image_size, plain, say
         from diffkit.compose.parts import task_of, trait
         from diffkit.compose.wishes import Wishes, label_vector
         from diffkit.engine.inputs import open_masks, open_pictures
@@ -89,7 +89,9 @@ class Asked:
         if inputs is not None and task is not None and trait(task, "needs_pairs"):
             channels = spec.image_channels
         pictures = None if given is None else open_pictures(given, target, channels, crop)
-        masks = None if mask is None or given is None else open_masks(mask, given, target, crop)
+        for note in () if pictures is None else pictures.notes:
+            say(f"[yellow]{plain(note)}[/]")
+        masks = None if mask is None or pictures is None else open_masks(mask, pictures, target, crop)
         wishes = Wishes(
             torch.stack(labels) if spec.label_width else None,
             inputs=pictures if inputs is not None else None,

@@ -46,7 +46,10 @@ def prepare(
     min_side: Annotated[int, typer.Option(help="Reject images whose shorter side has fewer pixels.")] = 0,
     max_rejected: Annotated[str, typer.Option(help="Give up if more than this share is rejected.")] = "5%",
     strict: Annotated[bool, typer.Option("--strict", help="Write nothing unless every file and label fits.")] = False,
-    workers: Annotated[int, typer.Option(help="Threads; 0 = one per core.")] = 0,
+    white_level: Annotated[
+        int, typer.Option(help="The sample of 16-bit images that means white: 4095 for 12-bit data.")
+    ] = 65535,
+    workers: Annotated[int, typer.Option(help="Images decoded at once; 0 = one per core.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Read every image once, crop it to one size, and pack them for training.
@@ -81,6 +84,7 @@ def prepare(
         keep_split=holdout is None,
         strict=strict,
         workers=workers,
+        white_level=white_level,
         min_side=min_side,
         max_rejected=_share(max_rejected, "--max-rejected"),
     )
@@ -131,6 +135,7 @@ def _summary(finished: Finished) -> dict[str, Any]:
         "remarks": finished.account.remarks,
         "problems": finished.account.problems,
         **finished.account.record,
+        "warnings": list(finished.warnings),
     }
 
 
@@ -164,6 +169,8 @@ def _describe(finished: Finished) -> None:
     if finished.rejected:
         reasons = "; ".join(f"{plain(why)} {count:,}" for why, count in list(finished.reasons.items())[:5])
         say(f"[yellow]{finished.rejected:,} could not be used[/] ({reasons}): see rejected.jsonl.")
+    for warning in finished.warnings:
+        say(f"[yellow]Warning: {plain(warning)}[/]")
 
 
 def _describe_account(account: Account) -> None:

@@ -87,6 +87,7 @@ def evaluate(
         extractor=str(reference.choice),
         reference={"path": str(reference.path), "part": against, "images": len(real)},
         samples=images.count,
+        notes=[*images.notes, *(note for each in reference.parts.values() for note in each.notes)],
     )
     if not reference.world.leads:
         return result

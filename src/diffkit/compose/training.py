@@ -126,6 +126,7 @@ class Training:
             over=lambda: cadence.stop_when is not None and self.over(cadence.stop_when, history),
             should_stop=should_stop,
             agreed=self.world.any,
+            missed=self._missed(cadence, history),
         )
         steps = steps_of(self, cadence.until_images, report_every, on_nan, history)
         begun = False
@@ -134,6 +135,18 @@ class Training:
                 self.saver.reserve(self.state.checkpoint())
                 begun = True
             yield event
+
+    def _missed(self, cadence: Cadence, history: Sequence[Validated]) -> list[str]:
+        """What was due at the step from which training goes on and is not among the metrics: see `Chores`."""
+        from diffkit.engine.session import crossed
+        from diffkit.engine.validate import due
+
+        now, before = self.state.images_seen, self.state.images_seen - self.recipe.batch_size
+        if before < 0:
+            return []
+        preview = crossed(before, now, cadence.preview_every) and not self._is_shown()
+        validate = due(before, now, cadence.validate_every) and all(each.images_seen != now for each in history)
+        return ["validate"] * validate + ["preview"] * preview
 
     def steps(
         self,
@@ -282,16 +295,29 @@ class Training:
         count = self.settings.train.ema_snapshots
         return count and (max(1, until_images // count) if until_images else SPACING)
 
-    def complete(self) -> None:
-        """Write the model anew if the last start was cut off between its checkpoint and its model."""
+    def complete(self, cadence: Cadence) -> None:
+        """Write what the last start did not come to after its last checkpoint: the model, a snapshot, a preview."""
         from diffkit.engine.modelfile import read_model_header
+        from diffkit.engine.snapshots import has_snapshot
 
+        seen = self.state.images_seen
         try:
-            current = read_model_header(self.run.model)["images_seen"] == self.state.images_seen
+            current = read_model_header(self.run.model)["images_seen"] == seen
         except DiffkitError:
             current = False
-        if not current and self.state.images_seen:
+        if not current and seen:
             self.save().result()
+        if cadence.snapshot_every and not has_snapshot(self.run.snapshots, seen):
+            self.snapshot()
+        if cadence.preview_every and not self._is_shown():
+            self.add_to_metrics(self.preview())
+
+    def _is_shown(self) -> bool:
+        """Whether there is a preview of the state as it is."""
+        from diffkit.durable import read_lines
+
+        records = read_lines(self.run.metrics)
+        return any("picture" in each and each.get("images") == self.state.images_seen for each in records)
 
     def header(self) -> dict[str, Any]:
         """What `model.safetensors` says of itself."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import threading
+import struct
 import zipfile
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
 
 from PIL import Image
 
@@ -19,31 +20,68 @@ from diffkit.errors import DiffkitError, ExitCode
 
 _LARGE = 2**24
 _UTF8 = 0x800
+_BYTES_PER_PIXEL = 8
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 @dataclass(frozen=True)
-class _Member:
-    """A lazy image: decoded when called, in whatever thread."""
+class Member:
+    """An image inside a zip archive: decoded when called, in whatever thread or process."""
 
-    archive: zipfile.ZipFile
-    info: zipfile.ZipInfo
-    lock: threading.Lock
+    archive: Path
+    offset: int
+    method: int
+    packed: int
+    size: int
+    checksum: int
+
+    @classmethod
+    def of(cls, archive: Path, info: zipfile.ZipInfo) -> Member:
+        """From the archive's table of contents."""
+        return cls(archive, info.header_offset, info.compress_type, info.compress_size, info.file_size, info.CRC)
 
     def __call__(self) -> Image.Image:
         with rejecting():
             try:
-                data = self._read()
-            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+                return open_image(io.BytesIO(self._read()))
+            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
                 raise RejectedImage(f"damaged archive member: {error}") from error
-        return open_image(io.BytesIO(data))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for another process."""
+        return {**vars(self), "archive": str(self.archive)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Member:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "archive": Path(values["archive"])})
 
     def _read(self) -> bytes:
-        # zipfile counts its open members without a lock of its own.
-        with self.lock, self.archive.open(self.info) as stream:
-            if self.info.file_size > _LARGE:
-                open_image(stream)  # the header first: a zip bomb must not be unpacked to be refused
-                stream.seek(0)
+        with self.archive.open("rb") as file:
+            stream = self._unpacked(file)
+            if self.size <= _LARGE:
+                return stream.read()
+            # The header first: a zip bomb must not be unpacked to be refused.
+            width, height = open_image(stream).size
+            if self.size > _LARGE + _BYTES_PER_PIXEL * width * height:
+                raise RejectedImage(f"too large: {self.size / 2**20:.0f} MiB for {width}x{height} pixels")
+            stream.seek(0)
             return stream.read()
+
+    def _unpacked(self, file: BinaryIO) -> IO[bytes]:
+        """The content as a stream that checks length and checksum; found without the table of contents."""
+        file.seek(self.offset)
+        header = file.read(_LOCAL_HEADER.size)
+        if len(header) < _LOCAL_HEADER.size:
+            raise zipfile.BadZipFile("truncated")
+        signature, name, extra = _LOCAL_HEADER.unpack(header)
+        if signature != b"PK\3\4":
+            raise zipfile.BadZipFile("no member where the archive's table says")
+        file.seek(name + extra, io.SEEK_CUR)
+        info = zipfile.ZipInfo()
+        info.compress_type, info.compress_size = self.method, self.packed
+        info.file_size, info.CRC = self.size, self.checksum
+        return cast("IO[bytes]", zipfile.ZipExtFile(file, "r", info))
 
 
 def members(path: Path, generated: bool = False) -> Found:
@@ -54,7 +92,7 @@ def members(path: Path, generated: bool = False) -> Found:
         raise DiffkitError(
             f"{path} is not a readable zip archive: {error}", "Download or pack it again.", code=ExitCode.DATA
         ) from error
-    found, lock = Found(), threading.Lock()
+    found = Found()
     files: list[File] = []
     for name, info in _named(archive, found).items():
         reason = _refusal(info)
@@ -65,7 +103,7 @@ def members(path: Path, generated: bool = False) -> Found:
         elif reason:
             found.skip(name, reason)
         else:
-            files.append(File(name, _Member(archive, info, lock), partial(_head, archive, info)))
+            files.append(File(name, Member.of(path, info), partial(_head, archive, info)))
     sort_out(files, found, generated)
     return found
 

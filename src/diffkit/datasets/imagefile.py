@@ -1,11 +1,10 @@
-"""One image file: opened with suspicion, and turned into plain 8-bit gray or sRGB.
+"""One image file, opened with suspicion: only its header is read. `diffkit.datasets.pixels` decodes it.
 
 Everything that goes wrong becomes a `RejectedImage` with a short reason of the form `kind: detail`.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import stat
 import threading
@@ -13,23 +12,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeAlias
-
-import numpy as np
 
 # Imported here, since Pillow's own lazy loading of format plugins is not safe in several threads at once.
 from PIL import (
     BmpImagePlugin,  # noqa: F401
-    ExifTags,
     GifImagePlugin,  # noqa: F401
     Image,
-    ImageCms,
     JpegImagePlugin,  # noqa: F401
     MpoImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,
+    TiffImagePlugin,  # noqa: F401
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
@@ -55,16 +49,6 @@ _FOREIGN = {
     b"%pdf": "a PDF document",
     b"%!ps": "a PostScript document",
     b"8bps": "a Photoshop document",
-}
-_SIXTEEN_TO_EIGHT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -116,106 +100,9 @@ def open_image(source: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.
         width, height = image.size
         if width * height > max_pixels or width * height == 0:
             image.close()
-            raise RejectedImage(f"too many pixels: {width}x{height}" if width * height else "no pixels")
+            reason = f"too many pixels: {width}x{height}, the most is {max_pixels / 1e6:.0f} million"
+            raise RejectedImage(reason if width * height else "no pixels")
         return image
-
-
-def to_rgb_or_gray(image: Image.Image, channels: int, background: Color = WHITE) -> Image.Image:
-    """The first frame, upright, as 8-bit "RGB" (`channels` 3) or "L" (1), with nothing but pixels left.
-
-    EXIF orientation is applied; embedded RGB and CMYK profiles are converted to sRGB; transparency is laid
-    over `background`; 16-bit samples are scaled by 1/257. Raises `RejectedImage`, also for truncated files.
-    """
-    with rejecting():
-        image.load()
-        opaque, alpha = _split_alpha(image)
-        if alpha is not None:
-            canvas = Image.new("RGB", opaque.size, background)
-            canvas.paste(opaque, mask=alpha)
-            opaque = canvas
-        plain = _in_mode(opaque, "RGB" if channels == 3 else "L")
-        if plain is image:
-            plain = image.copy()
-        plain.info.clear()
-        turn = _TRANSPOSE.get(orientation(image))
-        return plain if turn is None else plain.transpose(turn)
-
-
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation 1 to 8; anything missing, invalid or unreadable is 1."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata must not cost a sound picture
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def is_gray(image: Image.Image) -> bool:
-    """Whether the file itself says that it has no colour (from the header alone)."""
-    return image.mode in {"1", "L", "LA", "La", "F", "I"} or image.mode.startswith("I;16")
-
-
-def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The image in "RGB" or "L" without its alpha, and its alpha as "L" (None = opaque)."""
-    if image.mode in {"F", "I"} or image.mode.startswith("I;16"):
-        return _from_deep_gray(image)
-    if image.has_transparency_data:
-        _mend_transparency(image)
-        layered = _in_mode(image, "RGBA")
-        alpha = layered.getchannel("A")
-        return _to_srgb(layered.convert("RGB"), image.info.get("icc_profile")), alpha
-    if image.mode in {"RGB", "CMYK"}:
-        return _to_srgb(image, image.info.get("icc_profile")), None
-    return _in_mode(image, "L" if image.mode in {"1", "L"} else "RGB"), None
-
-
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converted where need be; images may be huge, so nothing is copied in vain."""
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _mend_transparency(image: Image.Image) -> None:
-    """A 16-bit PNG names its transparent colour in 16 bits, but its samples arrive as 8: cut it likewise."""
-    value = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(value, tuple) and max(value) > 255:
-        image.info["transparency"] = tuple(sample >> 8 for sample in value)
-
-
-def _from_deep_gray(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """16-bit samples to 8 bits; 65535 = 257 * 255. Pillow's own conversion would saturate them."""
-    if image.mode == "F":
-        raise RejectedImage("floating-point samples: their range is not known")
-    samples = np.asarray(image)
-    low, high = int(samples.min()), int(samples.max())
-    if low < 0 or high > 65535:
-        raise RejectedImage(f"samples beyond 16 bits: {low} to {high}")
-    twelve = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE) == (12,)
-    gray = Image.fromarray(_SIXTEEN_TO_EIGHT[samples * 16 if twelve else samples])
-    transparent = image.info.get("transparency")
-    if not isinstance(transparent, int):
-        return gray, None
-    return gray, Image.fromarray(np.where(samples == transparent, 0, 255).astype(np.uint8))
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """`image` ("RGB" or "CMYK") through its embedded profile; a useless profile is ignored."""
-    transform = _profile_transform(profile, image.mode) if profile else None
-    if transform is not None:
-        return transform.apply(image)
-    return _in_mode(image, "RGB")
-
-
-@lru_cache(maxsize=64)
-def _profile_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From an ICC profile to sRGB; None where it already is sRGB, is damaged, or belongs to another mode."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if mode == "RGB" and "srgb" in (source.profile.profile_description or "").lower():
-            return None
-        target = ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
-    except Exception:
-        return None
 
 
 def _check_file(path: Path) -> None:
@@ -245,6 +132,8 @@ def _unidentified(source: Path | IO[bytes], error: Exception) -> str:
     for signature, name in _FOREIGN.items():
         if start.startswith(signature) or start[4:].startswith(signature):
             return f"not a supported format: {name}"
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "not a supported kind of TIFF, or damaged at its start"
     if not isinstance(error, UnidentifiedImageError):
         return f"damaged: {one_line(error)}"
     if start.isascii() and not any(byte < 9 or byte == 127 for byte in start):
@@ -267,7 +156,7 @@ def rejecting() -> Iterator[None]:
     except (RejectedImage, DiffkitError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RejectedImage("too many pixels: the file declares more than it should") from error
+        raise RejectedImage(f"too many pixels: the most is {MAX_PIXELS / 1e6:.0f} million") from error
     except MemoryError as error:
         raise RejectedImage("not enough memory to decode it") from error
     except OSError as error:

@@ -4,45 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from diffkit import paths
-from diffkit.datasets.imagefile import WHITE, RejectedImage, is_image_name, open_image, rejecting, to_rgb_or_gray
-from diffkit.engine.fitting import fit
+from diffkit.datasets.imagefile import WHITE
+from diffkit.engine.decoding import Frame
+from diffkit.engine.reading import Readable, examples_at, readable
 from diffkit.engine.store import Pixels, Store
 from diffkit.errors import DiffkitError, nearest_sibling
 from diffkit.interfaces import ImageSpec
 
 SHAPE_TOLERANCE = 0.02
+_BLACK = (0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Some images, read when they are needed: `read(i)` gives uint8 [H, W, C]; `names` tells them apart."""
+    """Some images, read when they are needed: `read(i)` gives uint8 [H, W, C]; `names` tells them apart.
+
+    `sizes`: width and height of the upright originals, where they are files. `notes`: what the user has to know.
+    """
 
     names: Sequence[str]
     read: Callable[[int], Pixels]
+    sizes: Sequence[tuple[int, int]] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 def open_pictures(path: Path, size: tuple[int, int], channels: int, crop: str | None = None) -> Pictures:
-    """An image file, or all images of a folder sorted by name, at the model's size.
+    """An image file, or all images of a folder or zip archive, at the model's size.
 
-    crop: "center" or "pad" for images of another shape; None refuses them. Raises DiffkitError for what cannot be read.
+    crop: "center" or "pad" for images of another shape; None refuses them. Files of a folder that cannot be decoded are
+    skipped, and named in `notes`. Raises DiffkitError where nothing can be used.
     """
-    files = _image_files(path)
-
-    def read(index: int) -> Pixels:
-        return _fitted(files[index], size, channels, crop)
-
-    first = read(0)
-    assert first.shape == (*size, channels)
-    names = [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in files]
-    return Pictures(names, read)
+    found = _opened(path, size, channels, crop)
+    height, width = size
+    for name, (across, down) in zip(found.names, found.sizes, strict=True):
+        if crop is None and abs((across / down) / (width / height) - 1) > SHAPE_TOLERANCE:
+            raise DiffkitError(
+                f"{name} is {_by((across, down))}, of another shape than {_by((width, height))}.",
+                "Say what to do with it: --crop center or --crop pad.",
+            )
+    return Pictures(found.names, lambda index: found.read([index])[0], found.sizes, found.skipped(path))
 
 
 def stored_pictures(store: Store, spec: ImageSpec) -> Pictures:
@@ -59,69 +67,63 @@ def stored_pictures(store: Store, spec: ImageSpec) -> Pictures:
     return Pictures([f"{part} {index}" for index in range(count)], read)
 
 
-def open_masks(path: Path, sources: Path, size: tuple[int, int], crop: str | None = None) -> Pictures:
+def open_masks(path: Path, sources: Pictures, size: tuple[int, int], crop: str | None = None) -> Pictures:
     """Masks for sources, white where the image is to be made anew: one for all, or one for each by the same name.
 
-    Raises DiffkitError for a mask of another size than its image, and for one without white.
+    What is transparent in a mask is black. Raises DiffkitError for a mask that cannot be decoded, for one of another
+    size than its image, and for one without white.
     """
-    images, masks = _image_files(sources), _image_files(path)
-    by_stem = {mask.stem: mask for mask in masks}
-    chosen = [by_stem.get(image.stem) if len(masks) > 1 else masks[0] for image in images]
-    for image, mask in zip(images, chosen, strict=True):
-        if mask is None:
-            raise DiffkitError(f"{path} holds no mask for {image.name}.", "A mask has the name of its image.")
-        try:
-            with rejecting(), open_image(image) as one, open_image(mask) as other:
-                sizes = one.size, other.size
-                white = other.convert("L").getextrema()[1]
-        except RejectedImage as error:
-            raise DiffkitError(f"{mask} cannot be used: {error.reason}.") from error
-        if sizes[0] != sizes[1]:
+    masks = _opened(path, size, 1, crop, background=_BLACK)
+    if masks.rejected:
+        name, reason = masks.rejected[0]
+        raise DiffkitError(f"The mask {name} cannot be used: {reason}.", "Save it anew: each image needs its mask.")
+    chosen = _of_same_name(path, masks, sources) if len(masks.examples) > 1 else [0] * len(sources)
+    for name, across_down, mask in zip(sources.names, sources.sizes, chosen, strict=True):
+        if across_down != masks.sizes[mask]:
             raise DiffkitError(
-                f"The mask {mask.name} is {_by(sizes[1])}, its image {image.name} {_by(sizes[0])}.",
+                f"The mask {masks.names[mask]} is {_by(masks.sizes[mask])}, its image {name} {_by(across_down)}.",
                 "A mask has the size of its image.",
             )
-        if not isinstance(white, int) or white < 128:
-            raise DiffkitError(f"The mask {mask.name} is all black.", "White marks what is to be made anew.")
+    for mask in sorted(set(chosen)):
+        if masks.read([mask])[0].max() < 128:
+            raise DiffkitError(
+                f"The mask {masks.names[mask]} is all black.",
+                "Paint white what is to be made anew; what is transparent counts as black.",
+            )
+    names = [masks.names[mask] for mask in chosen]
+    return Pictures(names, lambda index: masks.read([chosen[index]])[0])
 
-    def read(index: int) -> Pixels:
-        mask = chosen[index]
-        assert mask is not None
-        return _fitted(mask, size, 1, crop)
 
-    return Pictures([mask.name for mask in chosen if mask is not None], read)
+def _of_same_name(path: Path, masks: Readable, sources: Pictures) -> list[int]:
+    """For each source the mask whose relative name is the same, whatever the file's type."""
+    by_name: dict[str, int] = {}
+    for index, name in enumerate(masks.names):
+        other = by_name.setdefault(_stem(name), index)
+        if other != index:
+            raise DiffkitError(f"{masks.names[other]} and {name} in {path} are masks for the same image.", "Keep one.")
+    for name in sources.names:
+        if _stem(name) not in by_name:
+            raise DiffkitError(f"{path} holds no mask for {name}.", "A mask has the name of its image.")
+    return [by_name[_stem(name)] for name in sources.names]
 
 
-def _image_files(path: Path) -> list[Path]:
-    if paths.is_file(path):
-        return [path]
-    if not paths.is_folder(path):
+def _opened(
+    path: Path,
+    size: tuple[int, int],
+    channels: int,
+    crop: str | None,
+    background: tuple[int, int, int] = WHITE,
+) -> Readable:
+    """At the model's size; an image that is an exact fraction of it is enlarged by repeating its pixels."""
+    if not paths.exists(path):
         raise DiffkitError(f"There is no {path}.", f"{nearest_sibling(path)}Give an image or a folder of images.")
-    files = sorted(file for file in path.rglob("*") if is_image_name(file.name) and not file.name.startswith("."))
-    files = [file for file in files if file.name != "grid.png" or not (file.parent / "samples.jsonl").exists()]
-    if not files:
-        raise DiffkitError(f"{path} holds no images.", "Give an image or a folder of images.")
-    return files
-
-
-def _fitted(file: Path, size: tuple[int, int], channels: int, crop: str | None) -> Pixels:
-    """An image at the model's size; one that is an exact fraction of it is enlarged by repeating its pixels."""
     height, width = size
-    try:
-        with rejecting(), open_image(file) as image:
-            across, down = image.size
-            if height % down == 0 and width % across == 0 and height // down == width // across:
-                small = np.asarray(to_rgb_or_gray(image, channels, WHITE)).reshape(down, across, channels)
-                return small.repeat(height // down, axis=0).repeat(width // across, axis=1)
-            pixels, across, down = fit(image, height, width, channels, crop or "center", WHITE, file.name)
-    except RejectedImage as error:
-        raise DiffkitError(f"{file} cannot be used: {error.reason}.") from error
-    if crop is None and abs((across / down) / (width / height) - 1) > SHAPE_TOLERANCE:
-        raise DiffkitError(
-            f"{file.name} is {_by((across, down))}, of another shape than {_by((width, height))}.",
-            "Say what to do with it: --crop center or --crop pad.",
-        )
-    return pixels
+    frame = Frame(channels, height, width, crop or "center", background, repeat=True)
+    return readable(examples_at(path), frame, path)
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,8 @@ class Cadence:
 class Chores:
     """What a session does beside training. `save`: begin to write the state as it is now; `validate`: None without
     held-out images; `measure`: beside each preview, None if that is not wanted; `over`: a rule wants to stop; `agreed`:
-    whether this is so in any process."""
+    whether this is so in any process. `missed`: what was due at the last step before a start, which a request to stop
+    left out: "validate", "preview"."""
 
     save: Callable[[], Future[None]]
     preview: Callable[[], Previewed]
@@ -95,6 +96,7 @@ class Chores:
     measure: Callable[[], Measured] | None
     should_stop: Callable[[], bool]
     agreed: Callable[[bool], bool] = lambda flag: flag
+    missed: Collection[str] = ()
 
 
 def session(
@@ -109,6 +111,10 @@ def session(
     begun = saved = time.monotonic()
     before = saved_at = state.images_seen
     reason: Reason = "done"
+    if chores.validate and "validate" in chores.missed:
+        yield chores.validate()
+    if "preview" in chores.missed:
+        yield from _show(chores)
     for progress in steps:
         yield progress
         if not isinstance(progress, Progress):
@@ -126,9 +132,9 @@ def session(
             if cadence.stop_when and chores.over():
                 reason = cadence.stop_when
                 break
-        if not last and _crossed(before, now, cadence.snapshot_every):
+        if not last and crossed(before, now, cadence.snapshot_every):
             chores.snapshot()
-        if not stopped and not last and _crossed(before, now, cadence.preview_every):
+        if not stopped and not last and crossed(before, now, cadence.preview_every):
             yield from _show(chores)
         before = now
         if stopped or (late and not last):
@@ -177,5 +183,6 @@ def _save(state: State, save: Callable[[], Future[None]]) -> _Saving:
     return _Saving(state.images_seen, time.perf_counter() - start, written)
 
 
-def _crossed(before: int, now: int, every: int) -> bool:
+def crossed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of `every` images lies between two steps; 0 = never."""
     return every > 0 and now // every > before // every

@@ -46,6 +46,11 @@ def save_snapshot(folder: Path, state: State, header: dict[str, Any], keep: int)
         durable.remove(_path(folder, place))
 
 
+def has_snapshot(folder: Path, images_seen: int) -> bool:
+    """Whether there is one of that moment."""
+    return _path(folder, images_seen).exists()
+
+
 def snapshots(folder: Path) -> list[Path]:
     """Oldest first."""
     return sorted(folder.glob("images-*.safetensors"))

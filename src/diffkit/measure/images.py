@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from diffkit import paths
 from diffkit.core.random import permutation
-from diffkit.datasets.folder import folder
-from diffkit.datasets.imagefile import RejectedImage, is_gray, open_image, to_rgb_or_gray
 from diffkit.durable import read_lines
+from diffkit.engine.decoding import Frame
+from diffkit.engine.reading import examples_at, readable
 from diffkit.engine.store import INDEX_FILE, Store
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import Example
@@ -37,7 +33,8 @@ class ImageSet:
 
     `shape` is (height, width, channels) of them all; `labels` one class name (or None) per image, or None for a set
     without classes; `read(indices)` gives uint8 [B, H, W, C]; `names(index)` says where an image comes from;
-    `fingerprint` changes when the images do, and is empty for images that exist once only.
+    `fingerprint` changes when the images do, and is empty for images that exist once only; `notes` say what was left
+    out.
     """
 
     path: str
@@ -47,6 +44,7 @@ class ImageSet:
     read: Callable[[Indices], Pixels]
     name: Callable[[int], str]
     fingerprint: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def places(labels: Sequence[str | None], label: str) -> list[int]:
@@ -141,73 +139,52 @@ def _prepared(store: Store, part: str, size: tuple[int, int]) -> ImageSet:
 
 
 def _loose(path: Path) -> ImageSet:
-    """A folder of image files, all of one size; of a folder that `diffkit sample` made, the samples only."""
-    records = read_lines(path / "samples.jsonl") if path.is_dir() else []
-    examples = [Example(path / record["file"], record["class"], record["file"]) for record in records]
-    examples = examples or list(folder(str(path)))
-    channels, size = _head(path, examples)
-    labelled = any(example.label is not None for example in examples)
-    pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="diffkit-read")
-
-    def read(indices: Indices) -> Pixels:
-        wanted = [examples[index] for index in indices.tolist()]
-        return np.stack(list(pool.map(partial(_pixels, size=size, channels=channels, folder=path), wanted)))
-
+    """Image files, all of one size; of a folder that `diffkit sample` made, the samples only."""
+    examples, notes = _samples(path)
+    found = readable(examples or examples_at(path), Frame(channels=3), path, WORKERS)
+    width, height = found.sizes[0]
+    for name, (across, down) in zip(found.names, found.sizes, strict=True):
+        if (across, down) != (width, height):
+            raise DiffkitError(
+                f"{path} holds images of different sizes: {name} is {down}x{across}, not {height}x{width}.",
+                f"Bring them to one size: {command('prepare', path, '--size', f'{height}x{width}')}",
+                code=ExitCode.DATA,
+            )
+    channels = 1 if found.gray else 3
+    labels = tuple(example.label for example in found.examples)
     return ImageSet(
         path=str(path),
-        count=len(examples),
-        shape=(*size, channels),
-        labels=tuple(example.label for example in examples) if labelled else None,
-        read=read,
-        name=lambda index: str(examples[index].id),
-        fingerprint=_fingerprint(examples),
+        count=len(found.examples),
+        shape=(height, width, channels),
+        labels=labels if any(label is not None for label in labels) else None,
+        read=lambda indices: np.stack(found.read(indices.tolist()))[..., :channels],
+        name=lambda index: found.names[index],
+        fingerprint=_fingerprint(found.examples),
+        notes=(*notes, *found.skipped(path)),
     )
 
 
-def _head(path: Path, examples: list[Example]) -> tuple[int, tuple[int, int]]:
-    """Channels and (height, width) of the first image; colour if any of the first hundred has it."""
-    for number, example in enumerate(examples[:100]):
-        try:
-            with _opened(example.image) as image:
-                gray = is_gray(image)
-                if number == 0:
-                    size = image.height, image.width
-        except RejectedImage as error:
-            raise _unreadable(example, path, error) from error
-        if not gray:
-            return 3, size
-    return 1, size
+def _samples(path: Path) -> tuple[list[Example], tuple[str, ...]]:
+    """What samples.jsonl lists, if it is `diffkit sample`'s, and a note on files that are gone."""
+    records = read_lines(path / "samples.jsonl") if path.is_dir() else []
+    if not all(_is_ours(record) for record in records):
+        return [], (f"{path / 'samples.jsonl'} is not of diffkit sample: all images in {path} are measured.",)
+    examples = [Example(path / record["file"], record["class"], record["file"]) for record in records]
+    there = [example for example in examples if isinstance(example.image, Path) and example.image.exists()]
+    gone = len(examples) - len(there)
+    note = f"{gone} of {len(examples)} images that samples.jsonl lists are not in {path} any more."
+    return there, (note,) if gone else ()
 
 
-def _pixels(example: Example, size: tuple[int, int], channels: int, folder: Path) -> Pixels:
-    try:
-        with _opened(example.image) as image:
-            found = np.asarray(to_rgb_or_gray(image, channels))
-    except RejectedImage as error:
-        raise _unreadable(example, folder, error) from error
-    if found.shape[:2] != size:
-        height, width = found.shape[:2]
-        raise DiffkitError(
-            f"{folder} holds images of different sizes: {example.id} is {height}x{width}, not {size[0]}x{size[1]}.",
-            f"Bring them to one size: {command('prepare', folder, '--size', f'{size[0]}x{size[1]}')}",
-            code=ExitCode.DATA,
-        )
-    return found.reshape(*size, channels)
+def _is_ours(record: object) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("file"), str) or "class" not in record:
+        return False
+    file = PurePosixPath(record["file"])
+    outside = file.is_absolute() or ".." in file.parts
+    return not outside and (record["class"] is None or isinstance(record["class"], str))
 
 
-def _opened(image: Any) -> Image.Image:
-    return open_image(image) if isinstance(image, Path) else image()
-
-
-def _unreadable(example: Example, folder: Path, error: RejectedImage) -> DiffkitError:
-    return DiffkitError(
-        f"{example.id} in {folder} cannot be read: {error.reason}.",
-        "Remove it, or let diffkit prepare sort out what is usable.",
-        code=ExitCode.DATA,
-    )
-
-
-def _fingerprint(examples: list[Example]) -> str:
+def _fingerprint(examples: Sequence[Example]) -> str:
     """Names, sizes and times of the files; empty where there are none (inside an archive)."""
     digest = hashlib.sha256()
     for example in examples:

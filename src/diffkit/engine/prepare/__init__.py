@@ -1,4 +1,4 @@
-"""From examples to a prepared data set: decoded in threads, written in source order, whole or not at all."""
+"""From examples to a prepared data set: decoded within bounds, written in source order, whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from diffkit import durable
+from diffkit.engine.decoders import Decoders
 from diffkit.engine.prepare.options import Event, Finished, Prepared, PrepareOptions
-from diffkit.engine.prepare.rows import channels_of, decoded
+from diffkit.engine.prepare.rows import channels_of, rows
 from diffkit.engine.prepare.writer import Writer
 from diffkit.errors import DiffkitError
 from diffkit.interfaces import Example, account_of
@@ -26,14 +27,15 @@ def prepare(examples: Iterable[Example], out: Path, options: PrepareOptions, *, 
     if not durable.vacant(out):
         raise DiffkitError(f"{out} exists already.", "Choose another name with -o, or remove it first.")
     account = account_of(examples)
-    examples, channels = channels_of(examples, options)
-    with durable.new_folder(out) as folder:
-        writer = Writer(folder, options, channels, account)
-        try:
-            for row in decoded(examples, options, channels):
-                writer.add(row)
-                yield Prepared(writer.done, writer.rejected, row.id, row.reason)
-            finished = writer.finish(out, source)
-        finally:
-            writer.close()
+    with Decoders(options.workers, options.height * options.width) as decoders:
+        examples, channels = channels_of(examples, options, decoders)
+        with durable.new_folder(out) as folder:
+            writer = Writer(folder, options, channels, account)
+            try:
+                for row in rows(examples, options, channels, decoders):
+                    writer.add(row)
+                    yield Prepared(writer.done, writer.rejected, row.id, row.reason)
+                finished = writer.finish(out, source)
+            finally:
+                writer.close()
     yield finished

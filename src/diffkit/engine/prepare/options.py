@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from diffkit.datasets.deep import WHITE_LEVEL
 from diffkit.datasets.imagefile import WHITE, Color
 from diffkit.errors import DiffkitError, did_you_mean
 from diffkit.interfaces import Account, ImageSpec
@@ -18,12 +19,13 @@ LARGEST = 8192
 class PrepareOptions:
     """How images become rows of the data set.
 
-    height, width: pixels. crop: "center", "random" (a place fixed by the example's id) or "pad". channels: 3,
-    1, or 0 = gray if the first 64 examples all are, else colour. background: RGB under transparency and
-    around padding. holdout: fraction kept from training, chosen by content. workers: threads, 0 = one per
-    core; without influence on the result. min_side: shorter images are rejected. max_rejected: fraction above
-    which nothing is written. shard_images: images per file, 0 = as many as fit into 1 GiB. keep_split: a split that
-    the source has takes the place of `holdout`. strict: write nothing if anything at all does not fit.
+    height, width: pixels. crop: "center", "random" (a place fixed by the example's id) or "pad". channels: 3, 1, or
+    0 = gray if the first 64 examples all are, else colour. background: RGB under transparency and around padding.
+    holdout: fraction kept from training, chosen by content. workers: how many images are decoded at once, 0 = one
+    per core; without influence on the result. white_level: the sample of 16-bit images that means white. min_side:
+    shorter images are rejected. max_rejected: fraction above which nothing is written. shard_images: images per
+    file, 0 = as many as fit into 1 GiB. keep_split: a split that the source has takes the place of `holdout`.
+    strict: write nothing if anything at all does not fit.
     """
 
     height: int = 128
@@ -38,6 +40,7 @@ class PrepareOptions:
     shard_images: int = 0
     keep_split: bool = True
     strict: bool = False
+    white_level: int = WHITE_LEVEL
 
     def __post_init__(self) -> None:
         _require(self.height >= 1 and self.width >= 1, f"The size {self.height}x{self.width} has no pixels.")
@@ -58,6 +61,9 @@ class PrepareOptions:
             f"The size {self.height}x{self.width} is larger than diffkit can prepare.",
             f"The most is {LARGEST}x{LARGEST}.",
         )
+        _require(
+            1 <= self.white_level <= WHITE_LEVEL, f"white_level must lie in 1 to {WHITE_LEVEL}, not {self.white_level}."
+        )
         for name in ("workers", "min_side", "shard_images"):
             _require(getattr(self, name) >= 0, f"{name.replace('_', '-')} cannot be negative.")
 
@@ -77,6 +83,7 @@ class Finished:
     """The data set is in place. Counts of images; `reasons` counts the rejected by kind of reason.
 
     `account` is that of the source, with what came to light on the way.
+    `warnings`: what is strange about the pixels as a whole, a sentence or two each.
     """
 
     path: Path
@@ -90,6 +97,7 @@ class Finished:
     class_counts: dict[str, int]
     reasons: dict[str, int]
     account: Account
+    warnings: tuple[str, ...] = ()
 
 
 Event: TypeAlias = "Prepared | Finished"

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from diffkit.datasets.imagefile import printable
 from diffkit.engine.prepare.options import Finished, PrepareOptions, plural
+from diffkit.engine.prepare.remarks import remarks
 from diffkit.engine.prepare.rows import Channels, Row
 from diffkit.engine.shards import LineWriter, Moments, ShardWriter
 from diffkit.engine.store import (
@@ -43,6 +44,8 @@ class Writer:
     rejected: int = 0
     enlarged: int = 0
     duplicates: int = 0
+    deep: int = 0
+    peak: int = 0
     labels: dict[str, list[str | None]] = field(default_factory=lambda: {part: [] for part in PARTS})
     attributes: dict[str, list[Mapping[str, float]]] = field(default_factory=lambda: {part: [] for part in PARTS})
     reasons: Counter[str] = field(default_factory=Counter)
@@ -116,6 +119,8 @@ class Writer:
         self.duplicates += key in self.seen
         self.seen.add(key)
         self.enlarged += self._was_enlarged(row)
+        self.deep += row.peak > 0
+        self.peak = max(self.peak, row.peak)
         self.examples_file.add(
             {
                 "id": row.id,
@@ -164,6 +169,7 @@ class Writer:
             class_counts={name: self.labels["train"].count(name) for name in classes},
             reasons=dict(self.reasons.most_common()),
             account=self.account,
+            warnings=remarks(self.deep, self.peak, self.moments),
         )
         write_index(self.folder / INDEX_FILE, self._index(finished, source))
         return finished
@@ -268,6 +274,7 @@ class Writer:
             "mean": self.moments.mean(),
             "std": self.moments.std(),
             "sigma_data": self.moments.sigma_data(),
+            "warnings": list(finished.warnings),
             "options": options,
             "shards": [
                 asdict(shard)
