@@ -189,10 +189,10 @@ class Training:
 
     def history(self) -> list[Validated]:
         """What was found on held-out images so far."""
-        from diffkit.durable import read_lines
+        from diffkit import records
         from diffkit.engine.validate import Validated
 
-        return [Validated.from_record(record) for record in read_lines(self.run.metrics) if "holdout_loss" in record]
+        return [Validated.from_record(each) for each in records.metrics(self.run.metrics, "holdout_loss") if each]
 
     def over(self, rule: str, history: Sequence[Validated]) -> bool:
         """Whether this rule says to stop."""
@@ -314,10 +314,10 @@ class Training:
 
     def _is_shown(self) -> bool:
         """Whether there is a preview of the state as it is."""
-        from diffkit.durable import read_lines
+        from diffkit import records
 
-        records = read_lines(self.run.metrics)
-        return any("picture" in each and each.get("images") == self.state.images_seen for each in records)
+        seen = self.state.images_seen
+        return any(each and each["images"] == seen for each in records.metrics(self.run.metrics, "picture"))
 
     def header(self) -> dict[str, Any]:
         """What `model.safetensors` says of itself."""
