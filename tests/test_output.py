@@ -15,9 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from conftest import TINY, run_diffkit, write_images
 from diffkit.cli import output
+from diffkit.cli.console import _Data
 from diffkit.cli.output import Stream
 
 DIFFKIT = [sys.executable, "-m", "diffkit"]
@@ -206,7 +208,17 @@ def test_a_signal_while_a_command_is_starting_is_no_traceback(run: Path, tmp_pat
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("columns", ["0", "1", "\u00b2"])
-def test_tables_lose_nothing_however_narrow_the_terminal(run: Path, columns: str) -> None:
-    wide = run_diffkit("show", run, COLUMNS="200").stdout.split()
-    assert run_diffkit("show", run, COLUMNS=columns, LINES="x", TERMINAL_WIDTH="y").stdout.split() == wide
+def test_tables_lose_nothing_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1")
+    cells = [f"cell-{number}" for number in range(6)]
+    table = Table(*cells, box=None)
+    table.add_row(*cells)
+    console = _Data(file=io.StringIO(), soft_wrap=True)
+    console.print(table)
+    assert console.file.getvalue().split() == 2 * cells  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", ["0", "\u00b2", "x", "99999999"])
+def test_a_size_of_the_terminal_that_is_none_is_passed_over(size: str) -> None:
+    done = shell("$DK plugins list schedulers", COLUMNS=size, LINES=size, TERMINAL_WIDTH=size)
+    assert "karras" in done.stdout and done.stdout.splitlines()[-1] == "0", done.stderr

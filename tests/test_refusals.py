@@ -216,6 +216,7 @@ PARTS = [
     ("--scheduler", "lognormal:std=0"),
     ("--scheduler", "sigmoid:tau=0"),
     ("--scheduler", "loglinear:sigma_min=-1"),
+    ("--scheduler", "linear:beta_min=5,beta_max=-3"),
     ("--prediction", "edm:sigma_data=0"),
     ("--prediction", "edm:sigma_data=1e300"),
     ("--backbone", "unet:width=0"),
