@@ -43,7 +43,8 @@ def save_snapshot(folder: Path, state: State, header: dict[str, Any], keep: int)
     write_tensors(_path(folder, state.images_seen), tensors, {**header, "lengths": list(state.tracks)})
     places = [int(path.stem.split("-")[1]) for path in snapshots(folder)]
     for place in superfluous(places, keep):
-        durable.remove(_path(folder, place))
+        with durable.explained(_path(folder, place)):
+            durable.remove(_path(folder, place))
 
 
 def has_snapshot(folder: Path, images_seen: int) -> bool:
