@@ -41,6 +41,11 @@ def save_snapshot(folder: Path, state: State, header: dict[str, Any], keep: int)
     }
     durable.make_folders(folder)
     write_tensors(_path(folder, state.images_seen), tensors, {**header, "lengths": list(state.tracks)})
+    thin(folder, keep)
+
+
+def thin(folder: Path, keep: int) -> None:
+    """Delete snapshots until `keep` are left, evenly spaced."""
     places = [int(path.stem.split("-")[1]) for path in snapshots(folder)]
     for place in superfluous(places, keep):
         with durable.explained(_path(folder, place)):
