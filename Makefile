@@ -39,6 +39,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/defaults.py demo/run
 	$(BIN)/python benchmarks/costs.py $(DATA)
 	$(BIN)/python benchmarks/ranks.py $(DATA)
+	$(BIN)/python benchmarks/beside.py $(DATA)
 	$(BIN)/python benchmarks/backbones.py $(DATA)
 	$(BIN)/python benchmarks/quality.py $(DATA) --seed $(SEED)
 
