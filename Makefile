@@ -10,7 +10,7 @@ SEED ?= 0
 # The tests run in as many processes as there are processors, at most eight, of one thread each.
 PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-long lint bench bench-gpu samplers clean
+.PHONY: demo test test-long faults mutants lint bench bench-gpu samplers clean
 
 demo: $(READY)
 	$(BIN)/diffkit demo
@@ -21,6 +21,14 @@ test: $(READY)
 # With what takes minutes, or a C++ compiler.
 test-long: $(READY)
 	DIFFKIT_LONG=1 $(PYTEST)
+
+# The long fault campaign, about an hour on two cores: benchmarks/results/faults.json.
+faults: $(READY)
+	$(BIN)/python benchmarks/faults.py
+
+# The code that everything durable passes through, changed on purpose: which changes no test notices.
+mutants: $(READY)
+	$(BIN)/python benchmarks/mutants.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
