@@ -131,6 +131,31 @@ def test_the_process_that_cannot_read_an_image_speaks_and_the_others_end_with_it
     assert caught.value.silent and not caught.value.personal and caught.value.code == ExitCode.DATA
 
 
+def test_exact_elastic_is_bitwise_with_one_process_two_and_one_again(dataset: Path, tmp_path: Path) -> None:
+    options = (*TINY, "--precision", "float32", "--preview-every", 0, "--exact-elastic")
+    network = ("--backbone", "unet:width=8,multipliers=[1],blocks=1,attention=0,dropout=0.1", "--batch-size", 16)
+
+    def train(run: Path, steps: int, *more: object) -> None:
+        done = run_diffkit(
+            "train", dataset, "-o", run, "--steps", steps, *options, *network, *more, OMP_NUM_THREADS="1"
+        )
+        assert done.returncode == 0, done.stderr
+
+    whole, elastic = tmp_path / "whole", tmp_path / "elastic"
+    train(whole, 6)
+    for steps, more in ((2, ()), (4, ("--gpus", 2)), (6, ())):
+        train(elastic, steps, *more)
+    for name in ("model.safetensors", "checkpoints/images-000000000096/state.safetensors"):
+        own, other = load_file(whole / name), load_file(elastic / name)
+        assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
+    losses = [
+        [line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line] for run in (whole, elastic)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    done = call_diffkit("train", dataset, "-o", tmp_path / "odd", *options, "--batch-size", 12)
+    assert done.returncode == ExitCode.USAGE and "must be a multiple of 8" in done.stderr
+
+
 def test_two_processes_evaluate_like_one(
     dataset: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ class TrainSettings(_Section):
     channels_last: bool | None = Field(None, description="the network's layout in memory; default: the faster one")
     cuda_graphs: bool = Field(True, description="launch the kernels of a small step together, where that is faster")
     init: str = Field("", description="the model that training started from")
+    exact_elastic: bool = Field(False, description="sum gradients so that any number of processes gives the same bits")
     learned_weighting: bool = Field(False, description="weigh the noise levels by their expected error, learned")
 
 

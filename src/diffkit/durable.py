@@ -199,24 +199,24 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
             sync_folder(path.parent)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; torn lines are passed over. A missing file is an empty list.
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSON-lines file in turn; torn lines are passed over. A missing file has none.
 
-    Lines end at "\\n" only: other line separators may stand inside a text.
+    Lines end at "\n" only: other line separators may stand inside a text.
     """
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    records = []
-    for line in content.split(b"\n"):
-        try:
-            record = json.loads(line.decode(errors="replace"))
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line.decode(errors="replace"))
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All that `lines` has."""
+    return list(lines(path))
 
 
 def write_to(file: BinaryIO, data: bytes | memoryview) -> None:

@@ -145,7 +145,7 @@ class RunDir:
     def rewind_metrics(self, images_seen: int) -> None:
         """Drop what was measured after the checkpoint that training goes on from: it will be measured again."""
         records = durable.read_lines(self.metrics)
-        kept = [record for record in records if record.get("images", 0) <= images_seen]
+        kept = [record for record in records if not _is_later(record, images_seen)]
         if len(kept) < len(records):
             durable.write_lines(self.metrics, kept)
 
@@ -199,6 +199,11 @@ def _descriptor(folder: Path) -> Iterator[int | None]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _is_later(record: dict[str, Any], images_seen: int) -> bool:
+    images = record.get("images")
+    return isinstance(images, int | float) and images > images_seen
 
 
 def _is_empty(path: Path) -> bool:

@@ -23,6 +23,7 @@ from diffkit.cli.plugins import plugins
 from diffkit.cli.prepare import prepare
 from diffkit.cli.report import report
 from diffkit.cli.sample import sample
+from diffkit.cli.selftest import selftest
 from diffkit.cli.show import show
 from diffkit.cli.train import train
 from diffkit.errors import DiffkitError, ExitCode
@@ -52,7 +53,7 @@ app = typer.Typer(
     epilog="Start with: [bold]diffkit demo[/bold], or [bold]diffkit prepare PHOTOS[/bold].",
 )
 for command in (
-    prepare, plan, train, sample, invert, interpolate, trajectory, evaluate, compare, ema, report, show, demo
+    prepare, plan, train, sample, invert, interpolate, trajectory, evaluate, compare, ema, report, show, selftest, demo
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(plugins, name="plugins")

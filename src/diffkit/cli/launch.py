@@ -26,7 +26,7 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 POLL = 0.1
 ONE_SIGNAL = 0.5
 """Seconds within which two signals are one: a terminal, or `timeout`, may send it twice."""
-STOPPED, TO_FOLLOW, TO_DESERT, TO_SAVE = 10.0, 20.0, 6.0, 25.0
+STOPPED, TO_FOLLOW, TO_DESERT, TO_SAVE = 10.0, 15.0, 6.0, 25.0
 """Seconds that a process may be stopped (SIGSTOP); that the others have to end after one has failed; the same after one
 that has waited for another in vain; and that a process has to save when its launcher is gone."""
 SMALLEST = 2**29
@@ -115,6 +115,7 @@ class Launcher:
         self.processes: list[Popen[bytes]] = []
         self.ended: list[int] = []  # ranks, the first to end first
         self.killed: set[int] = set()
+        self.stopped: list[int] = []  # those killed because a signal had stopped them
         self.halted = [0.0] * count  # seconds that each has been stopped; what passed unwatched is not counted
         self.deadline: float | None = None
 
@@ -162,7 +163,8 @@ class Launcher:
             code = process.poll()
             if code is None:
                 self.halted[rank] = self.halted[rank] + POLL if _is_stopped(process) else 0.0
-                if self.halted[rank] > STOPPED:
+                if self.halted[rank] > STOPPED and rank not in self.killed:
+                    self.stopped.append(rank)
                     self._kill([rank])
                 continue
             self.ended.append(rank)
@@ -197,10 +199,9 @@ class Launcher:
         if all(code in well for code in codes):
             return codes[0]
         followers = (*well, ExitCode.OTHER_FAILED)
-        halted = next((rank for rank, seconds in enumerate(self.halted) if seconds > STOPPED), None)
         first = next((rank for rank in self.ended if codes[rank] not in followers and rank not in self.killed), None)
-        if halted is not None:
-            self._say_lost(halted, f"has been stopped by a signal for {STOPPED:.0f} seconds")
+        if self.stopped:
+            self._say_lost(self.stopped[0], f"has been stopped by a signal for {STOPPED:.0f} seconds")
         elif first is not None and codes[first] < 0:
             self._say_lost(first, f"was ended by {signal.Signals(-codes[first]).name}")
         elif first is not None:

@@ -112,6 +112,14 @@ def train(
     ] = None,
     device: Device = "auto",
     gpus: Gpus = 1,
+    exact_elastic: Annotated[
+        bool | None,
+        typer.Option(
+            "--exact-elastic",
+            help="Bitwise the same with 1, 2, 4 or 8 processes, at the cost of speed.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in TOML; options override it.")] = None,
     settings: Annotated[
@@ -143,6 +151,7 @@ def train(
         "train.micro_batch": micro_batch,
         "train.lr": lr,
         "train.ema_snapshots": ema_snapshots,
+        "train.exact_elastic": exact_elastic,
         "train.seed": seed,
         "train.precision": precision,
         "train.init": init,

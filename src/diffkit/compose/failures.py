@@ -40,7 +40,6 @@ def ended_by(
         with suppress(DiffkitError):
             training.add_to_metrics(found)
         failure = _diverged(error, found, training)
-        failure.silent = True  # every process knows it
         return None, failure
     outcome = _save(training, begun)
     stands = _what_stands(outcome, begun) if training.world.leads else ""

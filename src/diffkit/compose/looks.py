@@ -61,14 +61,16 @@ def validation(
 
 def measurement(training: Training, reference: Reference) -> Callable[[], Measured]:
     """Compare samples with the real images, note it, and keep the model if none was nearer."""
+    from diffkit import records
     from diffkit.compose.comparison import Way, compare
-    from diffkit.durable import append_line, read_lines
+    from diffkit.durable import append_line
     from diffkit.engine.session import Measured
 
     kept = [
         record["metrics"][0]["value"]
-        for record in read_lines(training.run.evaluations)
-        if record.get("while_training") and record["images_seen"] <= training.state.images_seen
+        for record in records.evaluations(training.run.evaluations)
+        if record and record.get("while_training") and record["metrics"]
+        if record["images_seen"] <= training.state.images_seen
     ]
 
     def measure() -> Measured:
@@ -101,14 +103,17 @@ def watched(training: Training, cadence: Cadence) -> Callable[[], Previewed]:
     """The training's preview, and what looks wrong with it: of samples that did look right, or are no longer early."""
     import numpy as np
 
-    from diffkit.durable import read_lines
+    from diffkit import records
     from diffkit.engine.appearance import Appearance, problems
 
     store, begun = training.store, time.monotonic()
     some = np.linspace(0, store.count - 1, min(store.count, REAL_IMAGES)).astype(np.int64)
     real = Appearance.of(store.gather(some)[0])
-    records = [record for record in read_lines(training.run.metrics) if "contrast" in record]
-    right = any(not problems(Appearance.from_record(record), real) for record in records)
+    before = [each for each in records.metrics(training.run.metrics, "picture") if each]
+    whole = [
+        each for each in before if each.get("colour_mean") and None not in (each.get("contrast"), each.get("limits"))
+    ]
+    right = any(not problems(Appearance.from_record(each), real) for each in whole)
 
     def early() -> bool:
         by_images = training.state.images_seen / cadence.until_images if cadence.until_images else 0.0

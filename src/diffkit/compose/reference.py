@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from diffkit import paths
+from diffkit import paths, records
 from diffkit.compose.model import Model
 from diffkit.compose.parts import completed
 from diffkit.config import PartChoice
-from diffkit.durable import read_lines
 from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.rundir import RunDir
@@ -223,10 +222,10 @@ def _places(model: Model) -> Iterator[str | Path]:
     """Where the data may lie."""
     if model.path is not None:
         run = RunDir(model.path.parent)
-        for session in reversed(read_lines(run.sessions)[-1:]):
-            if isinstance(session.get("data"), str):
+        for session in [each for each in records.sessions(run.sessions) if each][-1:]:
+            if session.get("data") is not None:
                 yield session["data"]
-            if isinstance(session.get("data_from_run"), str):
+            if session.get("data_from_run") is not None:
                 yield run.path / session["data_from_run"]
     yield model.settings.data.path
 

@@ -61,6 +61,8 @@ def _rows(run: RunDir, settings: Settings, records: Records, model: Model | None
         versions = f"diffkit {last.get('diffkit')}, torch {last.get('torch')}, Python {last.get('python')}"
         rows.append(("machine", f"{last.get('device')}, {settings.train.precision}; {versions}"))
         rows.append(("begun", str(records.sessions[0].get("time", ""))))
+    if records.passed_over:
+        rows.append(("left out", f"{records.passed_over:,} lines of the run's records, which diffkit did not write so"))
     others = {part["distribution"]: part["version"] for part in settings.parts.values()}
     plugins = [f"{name} {version}" for name, version in others.items() if name != "diffkit"]
     return rows + ([("plugins", ", ".join(plugins))] if plugins else [])

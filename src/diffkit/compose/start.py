@@ -134,6 +134,7 @@ def _recipe(settings: Settings) -> Recipe:
         seed=train.seed,
         ema_lengths=tuple(train.ema_lengths) if train.ema_snapshots else (),
         learned_weighting=train.learned_weighting,
+        exact_elastic=train.exact_elastic,
     )
 
 

@@ -136,17 +136,29 @@ class Training:
                 begun = True
             yield event
 
-    def _missed(self, cadence: Cadence, history: Sequence[Validated]) -> list[str]:
-        """What was due at the step from which training goes on and is not among the metrics: see `Chores`."""
+    def _missed(self, cadence: Cadence, history: Sequence[Validated], ended: bool = False) -> list[str]:
+        """What is due at the step where the training stands and is not there: "validate", "snapshot", "preview".
+
+        ended: that was its last step, at which everything is due.
+        """
         from diffkit.engine.session import crossed
+        from diffkit.engine.snapshots import has_snapshot
         from diffkit.engine.validate import due
 
         now, before = self.state.images_seen, self.state.images_seen - self.recipe.batch_size
         if before < 0:
             return []
-        preview = crossed(before, now, cadence.preview_every) and not self._is_shown()
-        validate = due(before, now, cadence.validate_every) and all(each.images_seen != now for each in history)
-        return ["validate"] * validate + ["preview"] * preview
+        is_due = {
+            "validate": due(before, now, cadence.validate_every) or (ended and cadence.validate_every > 0),
+            "snapshot": crossed(before, now, cadence.snapshot_every) or (ended and cadence.snapshot_every > 0),
+            "preview": crossed(before, now, cadence.preview_every) or (ended and cadence.preview_every > 0),
+        }
+        there = {
+            "validate": lambda: any(each.images_seen == now for each in history),
+            "snapshot": lambda: has_snapshot(self.run.snapshots, now),
+            "preview": self._is_shown,
+        }
+        return [what for what, wanted in is_due.items() if wanted and not there[what]()]
 
     def steps(
         self,
@@ -189,10 +201,10 @@ class Training:
 
     def history(self) -> list[Validated]:
         """What was found on held-out images so far."""
-        from diffkit.durable import read_lines
+        from diffkit import records
         from diffkit.engine.validate import Validated
 
-        return [Validated.from_record(record) for record in read_lines(self.run.metrics) if "holdout_loss" in record]
+        return [Validated.from_record(each) for each in records.metrics(self.run.metrics, "holdout_loss") if each]
 
     def over(self, rule: str, history: Sequence[Validated]) -> bool:
         """Whether this rule says to stop."""
@@ -295,29 +307,38 @@ class Training:
         count = self.settings.train.ema_snapshots
         return count and (max(1, until_images // count) if until_images else SPACING)
 
-    def complete(self, cadence: Cadence) -> None:
-        """Write what the last start did not come to after its last checkpoint: the model, a snapshot, a preview."""
-        from diffkit.engine.modelfile import read_model_header
-        from diffkit.engine.snapshots import has_snapshot
+    def complete(self, cadence: Cadence, *, by_loss: bool = True) -> None:
+        """Write what the last start did not come to at its last step: the model, and what is due then.
 
-        seen = self.state.images_seen
+        by_loss: the best model is that with the lowest held-out loss.
+        """
+        from diffkit.compose.looks import validation
+        from diffkit.engine.modelfile import read_model_header
+        from diffkit.engine.snapshots import thin
+
         try:
-            current = read_model_header(self.run.model)["images_seen"] == seen
+            current = read_model_header(self.run.model)["images_seen"] == self.state.images_seen
         except DiffkitError:
             current = False
-        if not current and seen:
+        if not current and self.state.images_seen:
             self.save().result()
-        if cadence.snapshot_every and not has_snapshot(self.run.snapshots, seen):
+        history = self.history()
+        missed = self._missed(cadence, history, ended=True)
+        if "validate" in missed:
+            self.add_to_metrics(validation(self, history, keep=by_loss, on_nan="skip")())
+        if "snapshot" in missed:
             self.snapshot()
-        if cadence.preview_every and not self._is_shown():
+        elif self.world.leads and cadence.snapshot_every:
+            thin(self.run.snapshots, self.settings.train.ema_snapshots)
+        if "preview" in missed:
             self.add_to_metrics(self.preview())
 
     def _is_shown(self) -> bool:
         """Whether there is a preview of the state as it is."""
-        from diffkit.durable import read_lines
+        from diffkit import records
 
-        records = read_lines(self.run.metrics)
-        return any("picture" in each and each.get("images") == self.state.images_seen for each in records)
+        seen = self.state.images_seen
+        return any(each and each["images"] == seen for each in records.metrics(self.run.metrics, "picture"))
 
     def header(self) -> dict[str, Any]:
         """What `model.safetensors` says of itself."""

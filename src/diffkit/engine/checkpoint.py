@@ -45,13 +45,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> P
         raise non_finite(checkpoint.images_seen)
     target = folder / f"images-{checkpoint.images_seen:012d}"
     if not _usable(target):
-        if target.exists():
-            durable.remove(target)
+        _remove(target)
         with durable.new_folder(target) as temporary:
             write_tensors(temporary / FILE, checkpoint.tensors, _header(checkpoint))
         read_tensors(target / FILE)
     for old in _found(folder)[keep:]:
-        durable.remove(old)
+        _remove(old)
     return target
 
 
@@ -87,9 +86,9 @@ def set_aside(damaged: Iterable[Path]) -> None:
     """Rename damaged checkpoints, so that they neither count nor stand in the way; for the run's writer only."""
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
-        if aside.exists():
-            durable.remove(aside)
-        durable.rename(path, aside)
+        _remove(aside)
+        with durable.explained(path):
+            durable.rename(path, aside)
 
 
 def non_finite(images_seen: int) -> DiffkitError:
@@ -112,6 +111,12 @@ def _read(path: Path) -> Checkpoint:
     if not isinstance(images_seen, int) or images_seen < 0:
         raise DiffkitError(f"{path} is not a checkpoint: it does not say how many images were seen.")
     return Checkpoint(tensors, images_seen, config=str(header.get("config", "")))
+
+
+def _remove(path: Path) -> None:
+    with durable.explained(path):
+        if path.exists():
+            durable.remove(path)
 
 
 def _usable(path: Path) -> bool:

@@ -68,6 +68,43 @@ class World:
             for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
+    def add_in_order(self, own: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """The sum of the lists of tensors of all processes, in the order of ranks and, of each, of its lists.
+
+        The same lists give the same bits, however many processes they are spread over: `own` is as long in all.
+        """
+        import torch
+
+        total: list[Tensor] = []
+        for rank in range(self.size):
+            for tensors in own:
+                piece = list(tensors) if rank == self.rank else [torch.empty_like(tensor) for tensor in tensors]
+                self._send(piece, rank)
+                if total:
+                    for tensor, more in zip(total, piece, strict=True):
+                        tensor += more
+                else:
+                    total = [tensor.clone() for tensor in piece]
+        return total
+
+    def _send(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Those of process `source` to all, in place."""
+        if self.size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        for some in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in some])
+            work = dist.broadcast(flat, source, async_op=True)
+            assert work is not None and self.peers is not None
+            if flat.device.type == "cpu":
+                self.peers.wait(work)
+            else:
+                work.wait()
+            for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
     def any(self, flag: bool) -> bool:
         """Whether it is true of any process. Never waits for a GPU."""
         if self.size == 1:

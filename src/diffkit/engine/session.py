@@ -86,7 +86,7 @@ class Chores:
     """What a session does beside training. `save`: begin to write the state as it is now; `validate`: None without
     held-out images; `measure`: beside each preview, None if that is not wanted; `over`: a rule wants to stop; `agreed`:
     whether this is so in any process. `missed`: what was due at the last step before a start, which a request to stop
-    left out: "validate", "preview"."""
+    left out: "validate", "snapshot", "preview"."""
 
     save: Callable[[], Future[None]]
     preview: Callable[[], Previewed]
@@ -113,6 +113,8 @@ def session(
     reason: Reason = "done"
     if chores.validate and "validate" in chores.missed:
         yield chores.validate()
+    if "snapshot" in chores.missed:
+        chores.snapshot()
     if "preview" in chores.missed:
         yield from _show(chores)
     for progress in steps:

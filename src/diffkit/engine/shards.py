@@ -39,7 +39,9 @@ class ShardWriter:
     def add(self, pixels: Pixels) -> None:
         """Append one image [H, W, C]."""
         if self._file is None:
-            self._file = durable.create(self._path(self.kind, len(self.sizes)))
+            path = self._path(self.kind, len(self.sizes))
+            with durable.explained(path):
+                self._file = durable.create(path)
             self.sizes.append(0)
             durable.write_to(self._file, npy_header("|u1", (0, *self.row)))
         durable.write_to(self._file, np.ascontiguousarray(pixels).data)

@@ -41,9 +41,15 @@ def save_snapshot(folder: Path, state: State, header: dict[str, Any], keep: int)
     }
     durable.make_folders(folder)
     write_tensors(_path(folder, state.images_seen), tensors, {**header, "lengths": list(state.tracks)})
+    thin(folder, keep)
+
+
+def thin(folder: Path, keep: int) -> None:
+    """Delete snapshots until `keep` are left, evenly spaced."""
     places = [int(path.stem.split("-")[1]) for path in snapshots(folder)]
     for place in superfluous(places, keep):
-        durable.remove(_path(folder, place))
+        with durable.explained(_path(folder, place)):
+            durable.remove(_path(folder, place))
 
 
 def has_snapshot(folder: Path, images_seen: int) -> bool:

@@ -26,12 +26,16 @@ from diffkit.errors import DiffkitError, ExitCode
 __all__ = ["NonFinite", "OnNan", "Progress", "Recipe", "Reduced", "Remark", "State", "load_exactly", "train", "under"]
 
 
+PIECES = 8
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The numbers of a training; lr per step, warmup and half-life in images, clip a gradient norm.
 
     `ema_lengths`: relative lengths of further averages, for `diffkit.engine.snapshots`. `learned_weighting`: see
-    `diffkit.core.weighing.Uncertainty`.
+    `diffkit.core.weighing.Uncertainty`. `exact_elastic`: gradients are computed of `PIECES` equal pieces of each batch
+    and added in their order, whatever the number of processes.
     """
 
     batch_size: int
@@ -45,6 +49,7 @@ class Recipe:
     seed: int
     ema_lengths: tuple[float, ...] = ()
     learned_weighting: bool = False
+    exact_elastic: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,19 +167,18 @@ def train(
     when the gradients are there and weights, averages and moments are about to change. `cuda_graphs`: see
     `diffkit.engine.gradients.Gradients`.
     """
-    if recipe.batch_size < world.size:
-        raise DiffkitError(
-            f"A batch of {recipe.batch_size} images cannot be shared by {world.size} processes.",
-            "Give a larger --batch-size, or start fewer processes.",
-        )
+    _check_shares(recipe, world)
     device = next(state.network.parameters()).device
     report = Report()
     at_once = device.type == "cpu" or (on_nan == "skip" and device.type != "cuda")
     weighings = [each for each in (weigh, state.uncertainty) if each is not None]
     loss = Loss(denoiser, levels, objective, weighings, recipe.seed)
-    gradients = Gradients(loss, state.network, state.optimizer, recipe.batch_size, cuda_graphs)
+    gradients = Gradients(
+        loss, state.network, state.optimizer, recipe.batch_size, cuda_graphs and not recipe.exact_elastic
+    )
     share = world.share(recipe.batch_size)
     micro_batch = min(recipe.micro_batch, -(-recipe.batch_size // world.size))
+    piece = recipe.batch_size // PIECES if recipe.exact_elastic else None
     with beside("reader") as reader:
         pinned = device.type == "cuda"
 
@@ -195,7 +199,7 @@ def train(
             if state.images_seen in passed_over:
                 state.images_seen = first
             else:
-                while world.any((found := gradients(batch, micro_batch)) is None):
+                while world.any((found := _gradients(gradients, batch, micro_batch, state, piece)) is None):
                     state.forget_pass()
                     if torch.cuda.is_available():
                         torch.cuda.empty_cache()
@@ -207,13 +211,12 @@ def train(
                 if gradients.remark:
                     yield Remark(state.images_seen, gradients.remark)
                     gradients.remark = None
-                if world.size > 1:
-                    world.add([*found, *_gradients_of(state)])
+                mean, by_level = _summed(found, state, world, recipe.exact_elastic)
                 grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip).detach()
-                report.add(step, *found, grad_norm)
+                report.add(step, mean, by_level, grad_norm)
                 finite = None
                 if at_once or on_nan == "skip":
-                    finite = torch.isfinite(found[0]) & torch.isfinite(grad_norm)
+                    finite = torch.isfinite(mean) & torch.isfinite(grad_norm)
                 sound = not at_once or bool(finite)
                 if sound:
                     before_update()
@@ -228,6 +231,50 @@ def train(
             state.images_seen = first
             yield from others
             yield progress
+
+
+def _check_shares(recipe: Recipe, world: World) -> None:
+    """Raises DiffkitError unless the processes can share a batch."""
+    batch = recipe.batch_size
+    if batch < world.size:
+        raise DiffkitError(
+            f"A batch of {batch} images cannot be shared by {world.size} processes.",
+            "Give a larger --batch-size, or start fewer processes.",
+        )
+    if recipe.exact_elastic and (batch % PIECES or PIECES % world.size):
+        raise DiffkitError(
+            f"--exact-elastic makes {PIECES} pieces of a batch: {batch} images in {world.size} processes do not fit.",
+            f"--batch-size must be a multiple of {PIECES}, and the number of processes 1, 2, 4 or {PIECES}.",
+        )
+
+
+def _gradients(
+    gradients: Gradients, batch: Batch, micro_batch: int, state: State, piece: int | None
+) -> list[list[Tensor]] | None:
+    """Loss and errors by level of each `piece` images (None: of all), with a copy of its gradients where it is not all.
+
+    None if the memory does not hold a pass.
+    """
+    result = []
+    for part in [batch] if piece is None else batch.split(piece):
+        found = gradients(part, micro_batch)
+        if found is None:
+            return None
+        copies = [] if piece is None else [gradient.clone() for gradient in _gradients_of(state)]
+        result.append([*found, *copies])
+    return result
+
+
+def _summed(found: list[list[Tensor]], state: State, world: World, exact: bool) -> list[Tensor]:
+    """Loss and errors by level over all processes; the gradients in the parameters become sums too."""
+    if exact:
+        loss, by_level, *sums = world.add_in_order(found)
+        for parameter, gradient in zip(state.optimizer.parameters, sums, strict=True):
+            parameter.grad = gradient
+        return [loss, by_level]
+    if world.size > 1:
+        world.add([*found[0], *_gradients_of(state)])
+    return found[0]
 
 
 def _gradients_of(state: State) -> list[Tensor]:

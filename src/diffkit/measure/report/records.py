@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffkit.durable import read_lines
+from diffkit import records
 
 POINTS = 500
 SHARES = 8
@@ -24,7 +24,8 @@ Numbers = npt.NDArray[np.float64]
 @dataclass
 class Records:
     """`steps`: COLUMNS by name, means over at most 500 spans of the training; `by_level` [spans, 8]: the training error
-    in eight shares of its noise levels; the others as they were written."""
+    in eight shares of its noise levels; the others as they were written. `passed_over`: lines of no known
+    form."""
 
     steps: dict[str, Numbers]
     by_level: Numbers = field(default_factory=lambda: np.zeros((0, 0)))
@@ -33,6 +34,13 @@ class Records:
     non_finite: list[dict[str, Any]] = field(default_factory=list)
     sessions: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    passed_over: int = 0
+
+    def accepted(self, lines: Iterable[dict[str, Any] | None]) -> list[dict[str, Any]]:
+        """Those that could be read; the others are counted."""
+        every = list(lines)
+        self.passed_over += every.count(None)
+        return [line for line in every if line is not None]
 
     @property
     def images_seen(self) -> int:
@@ -50,44 +58,34 @@ def read_records(run: Path) -> Records:
     """The records of a run's folder; missing files are empty, torn lines are passed over."""
     columns = {name: array("d") for name in COLUMNS}
     by_level = array("d")
-    records = Records({})
-    for line in _lines(run / "metrics.jsonl"):
-        if "non_finite" in line:
-            records.non_finite.append(line)
+    found = Records({})
+    for line in records.metrics(run / "metrics.jsonl"):
+        if line is None:
+            found.passed_over += 1
+        elif "non_finite" in line:
+            found.non_finite.append(line)
         elif "loss" in line:
             for name, column in columns.items():
                 column.append(float(line.get(name) or 0.0))
-            shares = line.get("loss_by_level") or [None] * SHARES
-            by_level.extend(math.nan if value is None else float(value) for value in shares[:SHARES])
+            shares = line.get("loss_by_level") or []
+            by_level.extend(math.nan if value is None else value for value in (*shares, *[None] * SHARES)[:SHARES])
         elif "holdout_loss" in line:
-            records.validations.append(line)
-        elif "picture" in line:
-            records.previews.append(line)
-    records.steps = {
-        name: _thinned(np.frombuffer(column) if column else np.zeros(0)) for name, column in columns.items()
-    }
+            found.validations.append(line)
+        else:
+            found.previews.append(line)
+    found.steps = {name: _thinned(np.frombuffer(column) if column else np.zeros(0)) for name, column in columns.items()}
     rows = np.frombuffer(by_level).reshape(-1, SHARES) if by_level else np.zeros((0, SHARES))
-    records.by_level = np.stack([_thinned(column) for column in rows.T], axis=1)
-    records.sessions = read_lines(run / "sessions.jsonl")
-    records.evaluations = read_lines(run / "evaluations.jsonl")
-    known = {each["picture"] for each in records.previews}
+    found.by_level = np.stack([_thinned(column) for column in rows.T], axis=1)
+    found.sessions = found.accepted(records.sessions(run / "sessions.jsonl"))
+    found.evaluations = found.accepted(records.evaluations(run / "evaluations.jsonl"))
+    known = {each["picture"] for each in found.previews}
     for path in sorted((run / "samples").glob("images-*.png")):
+        if not path.stem[7:].isdecimal():
+            continue
         if (name := f"samples/{path.name}") not in known:
-            records.previews.append({"images": int(path.stem.split("-")[1]), "picture": name})
-    records.previews.sort(key=lambda each: int(each["images"]))
-    return records
-
-
-def _lines(path: Path) -> Any:
-    """One by one: the file may be long."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+            found.previews.append({"images": int(path.stem.split("-")[1]), "picture": name})
+    found.previews.sort(key=lambda each: int(each["images"]))
+    return found
 
 
 def _thinned(values: Numbers) -> Numbers:

@@ -1,0 +1,55 @@
+"""No process outlives its trial: what a command leaves behind is found and ended. (On Linux; else nobody looks.)"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+PATIENCE = 5.0
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever this process's children leave behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children and so on."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [each for child in map(int, children) for each in (child, *descendants(child))]
+
+
+def end_orphans() -> int:
+    """Wait a little for the descendants of this process to end by themselves; end the others. How many those were."""
+    deadline = time.monotonic() + PATIENCE
+    while _reaped(descendants(os.getpid())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ended: set[int] = set()
+    while left := _reaped(descendants(os.getpid())):
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        ended |= set(left)
+        time.sleep(0.01)
+    return len(ended)
+
+
+def _reaped(pids: list[int]) -> list[int]:
+    """Those that have not ended."""
+    living = []
+    for pid in pids:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                living.append(pid)
+        except ChildProcessError:  # not a child of this process, but of one of them
+            if Path(f"/proc/{pid}").exists():
+                living.append(pid)
+    return living
