@@ -19,8 +19,9 @@ from diffkit import durable, paths
 from diffkit.cli import evaluate
 from diffkit.cli.failure import as_diffkit_error
 from diffkit.compose import sampled
+from diffkit.compose.parts import completed, levels
 from diffkit.compose.trial import first_use
-from diffkit.config import PartChoice, parse_value, read_toml
+from diffkit.config import PartChoice, parse_value, read_toml, validated
 from diffkit.errors import DiffkitError, ExitCode
 
 CAPABILITIES = (0x20080522, 0)  # the version of the kernel's interface, this process
@@ -205,6 +206,8 @@ SETTINGS = [
     "train.seed=" + "9" * 6000,
     "train.lr=" + "[" * 2000,
     "scheduler=5",
+    "noise.s_max=1e300",
+    "sample.guidance=1e300",
     "sample.steps=1e9",
     "backbone.width=0",
     "sample.sampler='adaptive:tolerance=1e-30'",
@@ -216,13 +219,13 @@ PARTS = [
     ("--scheduler", "lognormal:std=0"),
     ("--scheduler", "sigmoid:tau=0"),
     ("--scheduler", "loglinear:sigma_min=-1"),
-    ("--scheduler", "linear:beta_min=5,beta_max=-3"),
     ("--prediction", "edm:sigma_data=0"),
     ("--prediction", "edm:sigma_data=1e300"),
     ("--backbone", "unet:width=0"),
     ("--backbone", "unet:multipliers=[]"),
     ("--weighting", "p2:k=0,gamma=-1e9"),
     ("--task", "super-resolution:factor=0"),
+    ("--task", "super-resolution:factor=99999999999999999999"),
     ("--batch-size", "\u00b2"),
     ("--time", "9" * 400 + "h"),
     ("--steps", "1" + "0" * 400),
@@ -261,6 +264,7 @@ def test_a_network_that_the_memory_cannot_hold_is_refused_before_it_is_made(data
         ("-n", "1000000000000"),
         ("--seed", "9" * 30),
         ("--guidance", "nan"),
+        ("--guidance", "1e300"),
         ("--class", "high=nan"),
         ("--guidance-interval", "nan,nan"),
     ],
@@ -298,3 +302,10 @@ def test_a_part_that_ends_the_process_when_it_is_tried_is_named() -> None:
         first_use("samplers", PartChoice(name="sly")),
     ):
         sys.exit(0)
+
+
+def test_a_schedule_that_turns_back_is_refused() -> None:
+    settings = validated({"noise": {"s_max": 40.0}})
+    choice, schedule = completed("schedules", PartChoice.model_validate("linear:beta_min=5,beta_max=-3"))
+    with pytest.raises(DiffkitError, match="not rising numbers above 0"):
+        levels(choice, schedule, settings)

@@ -25,6 +25,7 @@ else:
 LARGEST_FILE = 2**20  # bytes
 MANY = 10**12
 """More of anything that is counted than there is."""
+MOST_GUIDANCE = 1000.0
 Share = Annotated[float, Field(ge=0, lt=1)]
 EmaLength = Annotated[float, Field(gt=0, le=0.288)]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -97,9 +98,9 @@ class DataSettings(_Section):
 class NoiseSettings(_Section):
     """The model's own range of noise levels, and the schedule's shift."""
 
-    s_min: float = Field(0.002, gt=0)
-    s_max: float | None = Field(None, gt=0, description="default: 80 * sqrt(height * width) / 32")
-    shift: float = Field(1.0, gt=0, description="multiplies s; above 1 = more noise")
+    s_min: float = Field(0.002, ge=1e-9)
+    s_max: float | None = Field(None, gt=0, le=1e9, description="default: 80 * sqrt(height * width) / 32")
+    shift: float = Field(1.0, ge=1e-6, le=1e6, description="multiplies s; above 1 = more noise")
 
 
 class TrainSettings(_Section):
@@ -131,7 +132,7 @@ class SampleSettings(_Section):
     sampler: PartChoice = PartChoice(name="deis")
     scheduler: PartChoice = PartChoice(name="karras")
     steps: int = Field(15, ge=1, le=100_000)
-    guidance: float = Field(1.0)
+    guidance: float = Field(1.0, ge=-MOST_GUIDANCE, le=MOST_GUIDANCE)
 
 
 class Settings(_Section):

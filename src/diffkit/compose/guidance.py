@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+from diffkit.config import MOST_GUIDANCE
 from diffkit.errors import DiffkitError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def guidance_of(
     from diffkit.engine.sample import Guidance
 
     for value in (scale, guide_scale):
-        if not math.isfinite(value):
+        if not abs(value) <= MOST_GUIDANCE:
             raise DiffkitError(f"A guidance of {value} makes no image.", "1 is none; try 1.5.")
     if scale != 1 and not model.spec.label_width:
         raise DiffkitError(

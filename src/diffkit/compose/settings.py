@@ -19,6 +19,7 @@ from diffkit.compose.parts import (
     trait,
     trial_network,
 )
+from diffkit.compose.trial import first_use
 from diffkit.config import PartChoice, Settings, to_tables, validated
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.interfaces import ImageSpec
@@ -136,10 +137,9 @@ def _image_channels(settings: Settings, stored: ImageSpec) -> int:
             code=ExitCode.DATA,
         )
     shown = torch.zeros(1, stored.image_channels or stored.channels, stored.height, stored.width)
-    try:
+    assert settings.task is not None
+    with first_use("tasks", settings.task):
         made = task(shown, lambda count: torch.full((1, count), 0.5, dtype=torch.float64), None)
-    except RuntimeError as error:
-        raise DiffkitError(f"The task {settings.task} cannot be done at this size: {error}.") from error
     if made.shape[2:] != shown.shape[2:]:
         raise DiffkitError(f"The task {settings.task} makes images of another size: {list(made.shape[2:])}.")
     return int(made.shape[1])
