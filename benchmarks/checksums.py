@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import asked, only_steps, spread, write
+from common import asked, only_steps, publish, spread, write
 
 STEPS = 12
 
@@ -98,6 +98,17 @@ def main() -> None:
     for name, value in {**figures["seconds"], **figures["ratios"]}.items():  # type: ignore[dict-item]
         print(f"{name}: {value}")
     write("checksums", figures)
+    ratios = figures["ratios"]
+    lines = [
+        "| what | ratio: median (least to greatest) |",
+        "|---|---|",
+        *(f"| {name} | {r['median']:.4f} ({r['min']:.4f} to {r['max']:.4f}) |" for name, r in ratios.items()),
+        "",
+        f"{store.count:,} images of {store.spec.height}x{store.spec.width}, {size / 2**20:.0f} MiB; a checkpoint of",
+        f"{state.nbytes / 2**20:.0f} MiB; {options.rounds} rounds, all of a round in turns",
+        "([results](../benchmarks/results/checksums.json)).",
+    ]
+    publish("checksums", "reliability.md", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python benchmarks/faults.py               run it; benchmarks/results/faults.json is written after every row
 python benchmarks/faults.py --row 7       only this row, whose figures replace those that are there
-python benchmarks/faults.py --table       print the table of docs/reliability.md from what is there
+python benchmarks/faults.py --table       write the table of docs/reliability.md from what is there
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment
+from common import RESULTS, environment, publish
 
 from diffkit.selftest import opened, run_row, scorecard
 
@@ -27,10 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", type=int, action="append", help="only this row; can be given several times")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--table", action="store_true", help="print the table, and run nothing")
+    parser.add_argument("--table", action="store_true", help="write the table, and run nothing")
     asked = parser.parse_args()
     if asked.table:
-        print(table(json.loads(FILE.read_text())))
+        publish("faults", "reliability.md", table(json.loads(FILE.read_text())))
         return
     found = json.loads(FILE.read_text()) if asked.row and FILE.exists() else {"rows": {}}
     with (
@@ -57,6 +57,7 @@ def main() -> None:
             print(f"{row.number:2} {row.title}: {figures}", flush=True)
             for text in result.wrong[:10]:
                 print(f"     {text[:300]}", flush=True)
+    publish("faults", "reliability.md", table(found))
 
 
 def by_number(item: tuple[str, Any]) -> int:
