@@ -113,10 +113,9 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Store:
-        """Open the folder that `diffkit prepare` wrote; only headers are read, unless `verify`.
+        """Open the folder that `diffkit prepare` wrote; only headers are read, unless `verify` (see `check`).
 
-        verify: compare every file with its checksum, once in a process while the files stay as they are. Raises
-        DiffkitError (code DATA) for anything missing, damaged, truncated or newer than this diffkit.
+        Raises DiffkitError (code DATA) for anything missing, damaged, truncated or newer than this diffkit.
         """
         folder = Path(path)
         store = cls._parse(folder, _read_index(folder))
@@ -126,10 +125,8 @@ class Store:
                 if arrays:
                     store._rows[part, kind] = _Rows(arrays)
         store._check_counts()
-        if verify and (state := store._state()) not in _verified:
-            if problems := store.verify():
-                raise _damaged(folder, "; ".join(problems[:3]))
-            _verified.add(state)
+        if verify:
+            store.check()
         return store
 
     @classmethod
@@ -158,6 +155,21 @@ class Store:
     def _checksums(self) -> dict[str, str]:
         """sha256 of each file, by its name."""
         return {shard.file: shard.sha256 for shard in self.shards} | self.records
+
+    @property
+    def nbytes(self) -> int:
+        """What all shards take on the disk, but for their headers."""
+        return sum(array.nbytes for rows in self._rows.values() for array in rows.arrays)
+
+    def check(self) -> None:
+        """Compare every file with its checksum, once in a process while the files stay as they are.
+
+        Raises DiffkitError (code DATA) naming what has changed.
+        """
+        if (state := self._state()) not in _verified:
+            if problems := self.verify():
+                raise _damaged(self.path, "; ".join(problems[:3]))
+            _verified.add(state)
 
     def verify(self) -> list[str]:
         """Read every file and compare its sha256: one sentence per problem, an empty list if all is well."""
