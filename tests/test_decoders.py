@@ -12,6 +12,7 @@ import time
 import zipfile
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from PIL import Image
 from diffkit.datasets.archive import members
 from diffkit.datasets.folder import folder
 from diffkit.datasets.imagefile import FORMATS, RejectedImage
+from diffkit.engine import decoder_process
 from diffkit.engine import decoders as decoders_module
 from diffkit.engine.decoders import Decoders
-from diffkit.engine.decoding import Frame, decode
+from diffkit.engine.decoding import Decoded, Frame, decode
 from diffkit.engine.prepare import Finished, PrepareOptions, prepare
 from diffkit.errors import DiffkitError, ExitCode
 from imagefiles import chunk, damaged, png
@@ -124,6 +126,9 @@ def helper(folder: Path) -> str:
         "def decode(image, frame):\n"
         "    name = image.name\n"
         "    if 'crash' in name: os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    if 'once' in name and not image.with_suffix('.tried').exists():\n"
+        "        image.with_suffix('.tried').touch()\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
         "    if 'hang' in name: time.sleep(600)\n"
         "    while 'loop' in name: pass\n"
         "    return real(image, frame)\n"
@@ -156,6 +161,33 @@ def test_files_that_crash_hang_or_loop_cost_themselves_only(tmp_path: Path, monk
         "05-hang.png": "no answer: reading it takes more than 6 s",
         "07-loop.png": "too much work: decoding it takes more than 1 s",
     }
+
+
+def test_each_image_gets_a_second_try_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / f"{name}.png" for name in ("0-crash", "1-once", "2-once", "3")]
+    for file in files:
+        photo().save(file)
+    monkeypatch.setattr(sys, "executable", helper(tmp_path))
+    with Decoders(1) as decoders:
+        first, *others = decoders._take_turn([(file, FRAME) for file in files])[0]
+    assert str(first) == "the decoder crashed on it: SIGSEGV"
+    for each in others:
+        assert isinstance(each, Decoded) and np.array_equal(each.pixels, decode(files[-1], FRAME).pixels)
+
+
+def test_no_answer_goes_to_another_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error here while a process still has an image to answer for: nobody else gets that answer."""
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, file in enumerate(files):
+        photo(number).save(file)
+    read_answer = decoder_process.read_answer
+    with Decoders(1) as decoders, monkeypatch.context() as patch:
+        patch.setattr(decoder_process, "read_answer", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            list(decoders.decode_all([(files[0], FRAME)]))
+        patch.setattr(decoder_process, "read_answer", read_answer)
+        found = decoders.decode(files[2], FRAME)
+    assert np.array_equal(found.pixels, decode(files[2], FRAME).pixels)
 
 
 def test_a_process_killed_from_outside_costs_nothing(tmp_path: Path) -> None:

@@ -178,6 +178,20 @@ def test_a_checkpoint_of_a_newer_format_is_neither_passed_over_nor_renamed(
         latest_checkpoint(tmp_path)
 
 
+def test_a_users_copy_of_a_checkpoint_stays_as_it_is(tmp_path: Path) -> None:
+    copies = [tmp_path / "images-000000000008 copy", tmp_path / "images-best"]
+    for seen in (8, 16, 24, 32):
+        save_checkpoint(tmp_path, Checkpoint({"a": torch.full((2,), float(seen))}, seen))
+        if seen == 8:
+            for copy in copies:
+                shutil.copytree(tmp_path / "images-000000000008", copy)
+    (copies[1] / "state.safetensors").write_bytes(b"damaged")
+    checkpoint, problems = latest_checkpoint(tmp_path)
+    assert checkpoint is not None and (checkpoint.images_seen, problems) == (32, {})
+    own = {"images-000000000024", "images-000000000032"}
+    assert {path.name for path in tmp_path.iterdir()} == own | {copy.name for copy in copies}
+
+
 def test_flipped_bits_of_a_checkpoint_lead_to_the_one_before(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for seen in (8, 16):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,21 @@ def test_those_that_do_not_follow_a_failure_are_killed(fault: str, monkeypatch: 
     code, launcher = launched(f"rank == 1 and {fault}\ntime.sleep(1000)", 3)
     assert code == (1 if fault == "sys.exit(1)" else LOST) and time.monotonic() - start < 10
     assert [process.returncode for process in launcher.processes][::2] == [-9, -9]
+
+
+def test_a_signal_while_the_processes_are_started_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    start_process = subprocess.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = start_process(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    start = time.monotonic()
+    code, launcher = launched("time.sleep(1000)")
+    assert code == ExitCode.INTERRUPTED and time.monotonic() - start < 10
+    assert [process.returncode for process in launcher.processes] == [-9]
 
 
 def test_a_stopped_process_ends_all_and_a_pause_does_not(

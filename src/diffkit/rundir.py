@@ -86,8 +86,8 @@ class RunDir:
     @property
     def traces(self) -> list[str]:
         """The names of what only a training that has begun leaves here, checkpoints aside."""
-        paths = (self.sessions, self.metrics, self.model, self.best, self.snapshots, self.samples)
-        return [path.name for path in paths if os.path.lexists(path) and not self._is_rest(path.name)]
+        left = (self.sessions, self.metrics, self.model, self.best, self.snapshots, self.samples)
+        return [path.name for path in left if os.path.lexists(path) and not self._is_rest(path.name)]
 
     def lay_out(self) -> None:
         """Make the folders and the empty files of a run that are not there yet; until `create` it has not begun."""

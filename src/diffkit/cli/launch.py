@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from diffkit.cli.signals import ONE_SIGNAL
 from diffkit.engine.distributed import LAUNCHER, STORE
 from diffkit.engine.processors import free_memory, processors, set_default
 from diffkit.errors import DiffkitError, ExitCode
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 POLL = 0.1
-ONE_SIGNAL = 0.5
-"""Seconds within which two signals are one: a terminal, or `timeout`, may send it twice."""
 STOPPED, TO_FOLLOW, TO_DESERT, TO_SAVE = 10.0, 15.0, 6.0, 25.0
 """Seconds that a process may be stopped (SIGSTOP); that the others have to end after one has failed; the same after one
 that has waited for another in vain; and that a process has to save when its launcher is gone."""
@@ -155,6 +154,9 @@ class Launcher:
                 self.processes.append(
                     subprocess.Popen(self.command, env=environment, pass_fds=inherited, start_new_session=True)
                 )
+                if self.asked is not None:  # the signal came before there was a process to pass it on to
+                    self._kill([rank])
+                    return
 
     def _look(self) -> None:
         for rank, process in enumerate(self.processes):
@@ -191,7 +193,7 @@ class Launcher:
             os._exit(int(ExitCode.INTERRUPTED))
 
     def _code(self) -> int:
-        """The exit code of all, from theirs; what the processes could not say themselves is said here."""
+        """The exit code of the command, from those of the processes; prints what a lost process could not."""
         codes = [process.returncode for process in self.processes]
         if self.asked is not None and (not codes or codes[0] != ExitCode.OTHER_FAILED):
             return codes[0] if codes and codes[0] >= 0 else int(ExitCode.INTERRUPTED)
@@ -205,8 +207,9 @@ class Launcher:
         elif first is not None and codes[first] < 0:
             self._say_lost(first, f"was ended by {signal.Signals(-codes[first]).name}")
         elif first is not None:
-            told = first == 0 and codes[first] != ExitCode.BUG  # as something that is wrong for all of them
-            if not told and any(code != codes[first] for code in codes):
+            # What is wrong with the command or the data, the first process has said for all.
+            explained = first == 0 and codes[first] != ExitCode.BUG
+            if not explained and any(code != codes[first] for code in codes):
                 self._say(first, f"failed with exit code {codes[first]}")
             return codes[first]
         elif early := [rank for rank in self.ended if codes[rank] in well]:

@@ -16,7 +16,8 @@ from typing import Any
 from diffkit.errors import ExitCode
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-ONE_SIGNAL = 0.5  # seconds
+ONE_SIGNAL = 0.5
+"""Seconds within which two signals are one: a terminal, or `timeout`, may send it twice."""
 
 
 class Signals:

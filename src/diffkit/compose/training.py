@@ -158,7 +158,8 @@ class Training:
             "snapshot": lambda: has_snapshot(self.run.snapshots, now),
             "preview": self._is_shown,
         }
-        return [what for what, wanted in is_due.items() if wanted and not there[what]()]
+        # Decided together: all processes have to take part, and a file may reach one machine later than another.
+        return [what for what, wanted in is_due.items() if wanted and self.world.any(not there[what]())]
 
     def steps(
         self,
@@ -255,8 +256,8 @@ class Training:
         """
         from diffkit.engine.checkpoint import kept, save_checkpoint
 
-        self.run.lay_out()
         self.check_space()
+        self.run.lay_out()
         if not self.run.exists:
             self.run.create(self.settings)
         if not kept(self.run.checkpoints):

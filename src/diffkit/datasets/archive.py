@@ -94,17 +94,18 @@ def members(path: Path, generated: bool = False) -> Found:
         ) from error
     found = Found()
     files: list[File] = []
-    for name, info in _named(archive, found).items():
-        reason = _refusal(info)
-        if hidden := "" if reason else hidden_part(name):
-            found.system[hidden] += 1
-        elif reason and is_image_name(name):
-            found.entries.append(Entry(name, Refused(reason)))
-        elif reason:
-            found.skip(name, reason)
-        else:
-            files.append(File(name, Member.of(path, info), partial(_head, archive, info)))
-    sort_out(files, found, generated)
+    with archive:
+        for name, info in _named(archive, found).items():
+            reason = _refusal(info)
+            if hidden := "" if reason else hidden_part(name):
+                found.system[hidden] += 1
+            elif reason and is_image_name(name):
+                found.entries.append(Entry(name, Refused(reason)))
+            elif reason:
+                found.skip(name, reason)
+            else:
+                files.append(File(name, Member.of(path, info), partial(_head, archive, info)))
+        sort_out(files, found, generated)
     return found
 
 

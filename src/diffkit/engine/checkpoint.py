@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffkit import durable
+from diffkit import durable, paths
 from diffkit.engine.modelfile import Newer, read_tensors, write_tensors
 from diffkit.errors import DiffkitError, ExitCode
 
 FILE = "state.safetensors"
 KEEP = 2
+_NAME = re.compile(r"images-[0-9]{12,20}")
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,16 @@ def _usable(path: Path) -> bool:
 
 
 def _found(folder: Path) -> list[Path]:
-    """Newest first."""
+    """Newest first. What else lies there, such as a copy under another name, is the user's."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise DiffkitError(f"Cannot read {folder}: {error.strerror}.", code=ExitCode.MACHINE) from error
-    return [folder / name for name in sorted(names, reverse=True) if name.startswith("images-")]
+        raise paths.unreadable(folder, error) from error
+    return [folder / name for name in sorted(filter(_NAME.fullmatch, names), key=_images, reverse=True)]
+
+
+def _images(name: str) -> int:
+    """Images seen by a checkpoint of this name."""
+    return int(name.removeprefix("images-"))

@@ -27,6 +27,7 @@ from diffkit.datasets.archive import Member
 from diffkit.datasets.imagefile import RejectedImage
 from diffkit.engine import decoder_process, decoding
 from diffkit.engine.decoding import Answer, Decoded, Frame
+from diffkit.engine.processors import processors
 from diffkit.errors import DiffkitError, ExitCode
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ Request: TypeAlias = "tuple[ImageLike, Frame | None]"
 class Decoders:
     """Threads that each get what they need decoded; a context manager that ends them and their processes.
 
-    workers: how many at once, 0 = one per core. pixels: of the largest result. Image files and members of archives are
+    workers: how many at once, 0 = one per processor. pixels: of the largest result. Image files and members of archives are
     decoded in processes, which are started when they are first needed; arrays, Pillow images and functions of dataset
     sources are handled in the threads.
     """
 
     def __init__(self, workers: int = 0, pixels: int = 0) -> None:
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or processors()
         self._memory = MEMORY + BYTES_PER_PIXEL * pixels
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="diffkit-decode")
         self._processes = _Processes()
@@ -108,9 +109,9 @@ class Decoders:
         return answers, time.perf_counter() - start
 
     def _processed(self, jobs: list[bytes]) -> list[Answer]:
-        """A crash may have come from outside, so it gets a second try, in a new process."""
+        """A crash may have come from outside, so each image gets a second try, in a new process."""
         answers: list[Answer] = []
-        crashed = -1
+        crashed = -1  # the last image that the decoder crashed on
         while len(answers) < len(jobs):
             process = self._processes.take(self._memory)
             try:
@@ -119,7 +120,12 @@ class Decoders:
             except _Crash as crash:
                 if crashed == len(answers):
                     answers.append(RejectedImage(str(crash)))
-                crashed = len(answers)
+                else:
+                    crashed = len(answers)
+            except BaseException:
+                process.kill()  # what it still answers is not of the next job
+                process.end()
+                raise
             finally:
                 self._processes.put_back(process)
         return answers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 from diffkit import durable, paths
 from diffkit.checksum import ZEROS, is_intact, sealed
+from diffkit.engine.processors import processors
 from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 from diffkit.interfaces import ImageSpec
 from diffkit.names import command
@@ -173,7 +173,7 @@ class Store:
 
     def verify(self) -> list[str]:
         """Read every file and compare its sha256: one sentence per problem, an empty list if all is well."""
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, processors())) as pool:
             return [
                 problem for problem in pool.map(self._problem, *zip(*self._checksums.items(), strict=True)) if problem
             ]
