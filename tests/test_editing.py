@@ -234,7 +234,7 @@ def test_films_of_unknown_kinds_and_of_nothing_are_refused(run: Path, tmp_path: 
         (("interpolate", run, "-o", tmp_path / "a.avi", "--seeds", "0,1"), ".avi is no kind of film"),
         (("interpolate", run, "-o", tmp_path / "a.gif"), "Between what?"),
         (("interpolate", run, "-o", tmp_path / "a.gif", "--seeds", "0"), "One image leads nowhere"),
-        (("interpolate", run, "-o", tmp_path / "a.gif", "--seeds", "0,x"), "is no list of numbers"),
+        (("interpolate", run, "-o", tmp_path / "a.gif", "--seeds", "0,x"), "takes a list of numbers"),
         (("trajectory", run, "-o", tmp_path / "a.webm"), ".webm is no kind of film"),
     ):
         done = call_diffkit(*arguments)

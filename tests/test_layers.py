@@ -51,7 +51,7 @@ ALLOWED = {
     "config.py": {"names", "paths", "errors"},
     "rundir.py": {"config", "durable", "paths", "errors"},
     "records.py": {"durable"},
-    "durable.py": {"errors"},
+    "durable.py": {"names", "errors"},
     "names.py": set(),
     "paths.py": {"errors"},
     "checksum.py": set(),

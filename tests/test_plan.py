@@ -42,7 +42,7 @@ def test_a_time_becomes_images_and_epochs_and_nothing_is_written(dataset: Path, 
 def test_without_a_time_it_is_the_time_of_the_default_length(dataset: Path, tmp_path: Path) -> None:
     done = call_diffkit("plan", dataset, *OPTIONS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "= 200,000 images = 3,704 epochs" in done.stderr and "learn its images by heart" in done.stderr
+    assert "= 200,000 images = 3,704 epochs" in done.stderr and "memorize its images" in done.stderr
     assert f"Next: diffkit train {dataset} --backbone" in done.stderr
 
 

@@ -155,7 +155,7 @@ def test_a_training_on_few_images_is_stopped_when_it_begins_to_memorise(tmp_path
     command += ["--steps", 3000, "--device", "cpu", "--preview-every", 0, "--set", "train.ema_half_life=2000"]
     done = run_diffkit(*command)
     assert done.returncode == 0, done.stderr
-    assert "begins to learn its images by heart" in done.stderr
+    assert "begins to memorize its images" in done.stderr
     assert "best.safetensors" in done.stderr
     history = [
         Validated.from_record(each) for each in read_lines(tmp_path / "run" / "metrics.jsonl") if "holdout_loss" in each
@@ -166,7 +166,7 @@ def test_a_training_on_few_images_is_stopped_when_it_begins_to_memorise(tmp_path
     assert history[-1].images_seen <= max(1.2 * turn.images_seen, turn.images_seen + 4 * 250)
     again = run_diffkit(*command)
     assert again.returncode == 0, again.stderr
-    assert "begins to learn its images by heart" in again.stderr
+    assert "begins to memorize its images" in again.stderr
     assert len(read_lines(tmp_path / "run" / "sessions.jsonl")) == 1
 
 

@@ -162,7 +162,7 @@ def parse_part(text: str) -> dict[str, Any]:
     for item in re.split(r",(?![^\[]*\])", rest) if rest else []:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            raise DiffkitError(f"{shown(item)} in {shown(text)} is no option.", "Write name:key=value,key=value.")
+            raise DiffkitError(f"{shown(item)} in {shown(text)} is not an option.", "Write name:key=value,key=value.")
         options[key.strip()] = parse_value(value)
     if not name:
         raise DiffkitError(f"'{text}' names no part.", "Write name or name:key=value,key=value.")

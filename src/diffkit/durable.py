@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffkit.errors import DiffkitError, ExitCode
+from diffkit.names import bytes_text
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTEMPTY})
@@ -83,10 +84,10 @@ def explained(path: Path, need: int | None = None) -> Iterator[None]:
 
 def disk_full(path: Path, need: int | None = None) -> DiffkitError:
     """The error for too little space at `path`; need: bytes."""
-    have = f"have {_size(free_space(path))} at {path}"
-    wanted = f"need {_size(need)}, " if need is not None else ""
+    have = f"have {bytes_text(free_space(path))} at {path}"
+    needed = f"need {bytes_text(need)}, " if need is not None else ""
     return DiffkitError(
-        f"Disk full: {wanted}{have}.", "Make room, or choose another place with -o.", code=ExitCode.MACHINE
+        f"Disk full: {needed}{have}.", "Make room, or choose another place with -o.", code=ExitCode.MACHINE
     )
 
 
@@ -99,14 +100,6 @@ def _existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that exists."""
     absolute = Path(os.path.abspath(path))
     return next(each for each in (absolute, *absolute.parents) if os.path.lexists(each))
-
-
-def _size(count: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count //= 1024
-    return f"{count} GiB"
 
 
 def sync_folder(folder: Path) -> None:

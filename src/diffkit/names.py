@@ -37,8 +37,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]} ... ({len(text):,} characters)"
 
 
+def bytes_text(count: float) -> str:
+    """A number of bytes for people: "1.4 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 def file_names(labels: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """A file or folder name for each label, all different, also where case and accents are not told apart.
+    """A file or folder name for each label, all different, even if case and accents are ignored.
 
     A label that can be a name is kept, another is changed as little as possible. taken: names that are not free.
     """

@@ -142,7 +142,9 @@ def whole_numbers(option: str, text: str) -> list[int]:
 
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) < 19 for part in parts):
-        raise DiffkitError(f"{option} {shown(text)} is no list of numbers below 10^18.", f"Write {option} 0,1,2.")
+        raise DiffkitError(
+            f"{option} takes a list of numbers below 10^18, got {shown(text)}.", f"Write {option} 0,1,2."
+        )
     return [int(part) for part in parts]
 
 

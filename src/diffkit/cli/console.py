@@ -91,8 +91,7 @@ def require_vacant(path: Path) -> None:
 
 def make_parent(path: Path) -> None:
     """Make the folder that a new file goes into."""
-    with durable.explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_folders(path.parent)
 
 
 def chosen_among(option: str, value: str, known: Sequence[str]) -> None:
@@ -149,11 +148,11 @@ def count_text(count: int, noun: str) -> str:
 
 
 def duration(text: str) -> float:
-    """ "30m", "1.5h", "90s" or "1h30m" -> seconds. Raises DiffkitError if it is no duration."""
+    """ "30m", "1.5h", "90s" or "1h30m" -> seconds. Raises DiffkitError otherwise."""
     pieces = re.findall(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text.strip().lower())
     seconds = sum(float(number) * _UNITS[unit] for number, unit in pieces)
     if not pieces or "".join(number + unit for number, unit in pieces) != text.strip().lower():
-        raise DiffkitError(f"{shown(text)} is no duration.", "Write 90s, 30m, 2h or 1h30m.")
+        raise DiffkitError(f"{shown(text)} is not a duration.", "Write 90s, 30m, 2h or 1h30m.")
     if seconds > LONGEST:
         raise DiffkitError(f"{shown(text)} is too long.", f"At most {LONGEST // _UNITS['d']:,}d can be timed.")
     return seconds
@@ -181,16 +180,9 @@ def image_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,20})(?:x([0-9]{1,20}))?", text.strip().lower())
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not height or not width:
-        raise DiffkitError(f"{shown(text)} is no image size.", "Write --size 128, or height x width: --size 96x128.")
+        raise DiffkitError(
+            f"{shown(text)} is not an image size.", "Write --size 128, or height x width: --size 96x128."
+        )
     if max(height, width) > LARGEST:
         raise DiffkitError(f"--size {text} is too large.", f"The most is {LARGEST}x{LARGEST}.")
     return height, width
-
-
-def bytes_text(count: float) -> str:
-    """1.4 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

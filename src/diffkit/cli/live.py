@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from diffkit.cli.console import bytes_text, clock, err, figure, is_live, plain, say
+from diffkit.cli.console import clock, err, figure, is_live, plain, say
 from diffkit.cli.output import notify
 from diffkit.cli.signals import Signals
+from diffkit.names import bytes_text
 
 if TYPE_CHECKING:
     from diffkit.compose import Dropped, Trackers, Training

@@ -96,7 +96,7 @@ def protect() -> None:
 
 
 def finish() -> None:
-    """Write what is still to be written. Data that a full disk has not taken are said to be lost."""
+    """Write what is still to be written. Print a message if the disk was too full for some of it."""
     sys.stdout.flush()
     if _data is not None and _data.full:
         print("Standard output is incomplete: no space left on the disk.", file=sys.stderr)

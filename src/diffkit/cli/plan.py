@@ -72,10 +72,11 @@ def plan(
 
 
 def _show(training: Training, planned: Planned, command: Sequence[str | Path]) -> None:
-    from diffkit.cli.console import bytes_text, clock, next_command, plain, say
+    from diffkit.cli.console import clock, next_command, plain, say
     from diffkit.cli.start import say_model
     from diffkit.core.ema import WARM_UP
     from diffkit.engine.devices import describe
+    from diffkit.names import bytes_text
 
     train = training.settings.train
     say(f"[bold]{plain(str(training.store.path))}[/]: {training.store.count:,} images {training.spec}")
@@ -102,5 +103,5 @@ def _advice(planned: Planned, held_out: bool) -> list[str]:
         remedy = (
             "--stop-when memorizing ends it in time" if held_out else "hold images out to notice (prepare --holdout)"
         )
-        return [f"After some hundred passes a model may begin to learn its images by heart: {remedy}."]
+        return [f"After some hundred passes a model may begin to memorize its images: {remedy}."]
     return []

@@ -211,4 +211,4 @@ def _colour(text: str) -> tuple[int, int, int]:
     try:
         return ImageColor.getrgb(text)[:3]
     except ValueError:
-        raise DiffkitError(f"'{text}' is no colour.", "Write white, black or #rrggbb.") from None
+        raise DiffkitError(f"'{text}' is not a colour.", "Write white, black or #rrggbb.") from None

@@ -22,10 +22,11 @@ def report(
     It needs no network, and can be made again at any time, also while the run is being trained.
     """
     from diffkit import durable, paths
-    from diffkit.cli.console import bytes_text, make_parent, plain, say
+    from diffkit.cli.console import make_parent, plain, say
     from diffkit.compose.report import mine
     from diffkit.compose.report import report as made
     from diffkit.errors import DiffkitError
+    from diffkit.names import bytes_text
     from diffkit.rundir import RunDir
 
     target = out or run / "report.html"

@@ -1,4 +1,4 @@
-"""One start of a training: how long, what is reported, and what is said at its beginning and its end."""
+"""One start of a training: how long, and what is printed at its beginning and its end."""
 
 from __future__ import annotations
 
@@ -114,9 +114,10 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
 
 def _say_off(training: Training, images: int, seconds: float) -> None:
     """How far `diffkit plan` was off, if it was asked and there was enough to judge it by."""
-    from diffkit.cli.console import bytes_text, say
+    from diffkit.cli.console import say
     from diffkit.compose.planning import planned_before
     from diffkit.engine.devices import memory_used
+    from diffkit.names import bytes_text
 
     planned = planned_before(training.settings, str(training.device))
     if planned is None or seconds < JUDGED_SECONDS or training.world.size > 1:
@@ -160,7 +161,7 @@ def _say_why(rule: str, training: Training) -> None:
     seen = f"[green]Stopped[/] after {history[-1].images_seen:,} images: the held-out loss"
     if rule == "memorizing":
         say(f"{seen} was lowest at {turn.images_seen:,} and has risen since, while the training loss still falls:")
-        say("the model begins to learn its images by heart.")
+        say("the model begins to memorize its images.")
     else:
         say(f"{seen} no longer falls; it was lowest at {turn.images_seen:,}. Leave --stop-when out to go on.")
     next_command("sample", training.run.best)
@@ -217,8 +218,9 @@ def _preview_every(until: int | None, batch: int) -> int:
 
 
 def _introduce(training: Training, cadence: Cadence) -> None:
-    from diffkit.cli.console import bytes_text, plain, say
+    from diffkit.cli.console import plain, say
     from diffkit.engine.devices import describe
+    from diffkit.names import bytes_text
 
     train = training.settings.train
     parameters = sum(p.numel() for p in training.state.network.parameters())

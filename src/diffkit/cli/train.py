@@ -141,7 +141,7 @@ def train(
     if steps is not None and epochs is not None:
         raise DiffkitError("--steps and --epochs both say how long to train.", "Give one of them.")
     if epochs is not None and not 0 < epochs < 1e9:
-        raise DiffkitError(f"--epochs {epochs} is no length.", "Give a number above 0.")
+        raise DiffkitError(f"--epochs must be above 0 and below 10^9, got {epochs}.")
     flags = {
         "preset": preset,
         "task.factor": factor,

@@ -1,4 +1,4 @@
-"""What ends a training before its time: whose part it came from, what it needed, what stands."""
+"""Errors that end a training: the state is saved, and the error names the part, the need or the batch it came from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffkit.compose.parts import PART_KINDS, chosen_parts, find, trial_network
 from diffkit.config import Settings
 from diffkit.errors import DiffkitError, ExitCode
-from diffkit.names import command
+from diffkit.names import bytes_text, command
 from diffkit.registry import Part, word
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ SHOWN = 10
 def ended_by(
     training: Training, error: BaseException, begun: int
 ) -> tuple[Saved | NotSaved | None, DiffkitError | None]:
-    """Save what a training has got to since `begun`; and the error to raise in place of this one, if there is one."""
+    """Save the state of a training that began at `begun` images; returns how that went, and the error to raise instead.
+
+    None for the first where there was nothing to save, for the second where `error` itself is to be raised.
+    """
     from diffkit.engine.devices import is_memory
     from diffkit.engine.progress import Diverged
     from diffkit.engine.train import OutOfMemory
@@ -62,7 +65,7 @@ def ended_by(
 
 @contextmanager
 def memory_explained() -> Iterator[None]:
-    """Before there is a training: want of memory is the machine's fault, and no bug."""
+    """Turn an error about too little memory, before there is a training, into a DiffkitError (exit code 4)."""
     from diffkit.engine.devices import first_line, is_memory
 
     try:
@@ -154,8 +157,8 @@ def _short_of_memory(error: BaseException, training: Training, stands: str) -> D
 
     device = training.device
     has = machine_memory() if device.type == "cpu" else memory_bytes(device)
-    need = f"about {_needed_bytes(training) / 2**20:,.0f} MiB beside torch itself"
-    there = "" if has is None else f"; {device} has {has / 2**20:,.0f} MiB in all"
+    need = f"about {bytes_text(_needed_bytes(training))} beside torch itself"
+    there = "" if has is None else f"; {device} has {bytes_text(has)} in all"
     said = error.message if isinstance(error, DiffkitError) else f"The memory does not suffice: {first_line(error)}."
     return DiffkitError(
         said,
@@ -175,7 +178,7 @@ def _needed_bytes(training: Training) -> int:
     try:
         network, inputs, condition = trial_network(training.settings, training.spec)
         kept = activation_bytes(lambda: network(*inputs, **condition))
-    except Exception:  # a plugin's network, perhaps; what is known is said all the same
+    except Exception:  # perhaps of a plugin's network; weights and averages are counted all the same
         kept = 0
     return weights * (4 + averages + copies) + kept
 

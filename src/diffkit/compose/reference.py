@@ -41,7 +41,7 @@ class Working:
 
 
 def told(work: Generator[Step, None, Result], as_event: Callable[[Step], Working]) -> Generator[Working, None, Result]:
-    """The same work, each of its steps told as an event."""
+    """Do the work, yielding each of its steps as an event; returns its result."""
     while True:
         try:
             step = next(work)
@@ -60,7 +60,7 @@ def run_through(work: Generator[Working, None, Result]) -> Result:
 
 
 class Reference:
-    """Real images, looked at through one extractor: what made images are measured against, as often as one likes."""
+    """Real images, looked at through one extractor: what made images are measured against."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ def own_data(model: Model) -> Path:
     of = model.path or "the model"
     if others:
         message = f"{others[0]} holds other data than those that {of} was trained on."
-        hint = "Name the right ones: --data DATA. (Named so, other data are compared with too, and that is said.)"
+        hint = "Name the right ones: --data DATA. Other data that are named are used too, with a note."
     else:
         message = f"The data that {of} was trained on are no longer at {' or '.join(map(str, places))}."
         hint = "Name them: --data DATA."

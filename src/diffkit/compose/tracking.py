@@ -1,4 +1,4 @@
-"""Trackers, from names to somebody who is told what happens in a training."""
+"""Trackers, which get the metrics and sample images of a training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATIENCE, START_PATIENCE = 30.0, 120.0
 
 @dataclass(frozen=True)
 class Dropped:
-    """A tracker has failed and is told nothing more; the training goes on."""
+    """A tracker has failed and gets nothing more; the training goes on."""
 
     tracker: str
     reason: str
@@ -41,7 +41,7 @@ class Trackers:
     """Those that a start of a training was given; used as a context manager while it lasts.
 
     Reports of steps are averaged over a second at least, or what is left at the end of the training, so that no tracker
-    holds up short steps and none of them goes untold. Each tracker has a thread of its own, and is left out once it
+    holds up short steps and each of them counts. Each tracker has a thread of its own, and is left out once it
     raises anything, or does not return within `PATIENCE`.
     """
 
@@ -148,7 +148,7 @@ class _Active:
 
 
 def told(event: Event) -> Told:
-    """What trackers are told of an event: figures and pictures by name."""
+    """What trackers get of an event: figures and pictures by name."""
     from diffkit.engine.session import Measured, Previewed
     from diffkit.engine.train import NonFinite, Progress
     from diffkit.engine.validate import Validated

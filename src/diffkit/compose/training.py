@@ -71,7 +71,7 @@ class Training:
         reference: Reference | None = None,
         on_nan: OnNan = "abort",
     ) -> Generator[Event | Dropped, None, None]:
-        """Train, yielding events; everything is written into the run directory, and told to the trackers.
+        """Train, yielding events; everything is written into the run directory, and passed to the trackers.
 
         The best model is that with the lowest held-out loss or, if a `reference` is given (looked at already), the
         lowest kernel distance to it, measured whenever a preview is made. `on_nan`: see `diffkit.engine.progress`.
@@ -137,9 +137,9 @@ class Training:
             yield event
 
     def _missed(self, cadence: Cadence, history: Sequence[Validated], ended: bool = False) -> list[str]:
-        """What is due at the step where the training stands and is not there: "validate", "snapshot", "preview".
+        """Return what was due at the last step and has not been done: of "validate", "snapshot" and "preview".
 
-        ended: that was its last step, at which everything is due.
+        ended: that was the last step of all, at which everything is due.
         """
         from diffkit.engine.session import crossed
         from diffkit.engine.snapshots import has_snapshot

@@ -1,4 +1,4 @@
-"""A first use of each part with its options, before any work: what they make impossible is said at the beginning."""
+"""A first use of each part with its options, before any work: options that cannot work are errors at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_CALLS = 2_000
 
 @contextmanager
 def first_use(kind: str, choice: PartChoice) -> Iterator[None]:
-    """Turn what a part raises into a DiffkitError that names it; too little memory is another matter."""
+    """Turn what a part raises into a DiffkitError that names it; errors about too little memory pass."""
     from diffkit.engine.devices import first_line, is_memory
 
     try:

@@ -87,7 +87,7 @@ def _no_images(root: Path, found: Found) -> DiffkitError:
 
 def _listing(root: Path, found: Found, labels: str, splits: bool) -> Listing:
     """One Example per image, with what the folders mean and an account of everything else."""
-    # What is refused by its name alone is no image, and does not decide what the folders mean.
+    # What is refused by its name alone is not an image, and does not decide what the folders mean.
     usable = [entry for entry in found.entries if not isinstance(entry.image, Refused)]
     folders = [tuple(map(_class_name, entry.name.split("/")[:-1])) for entry in usable]
     layout = understand(folders, labels, splits)

@@ -50,9 +50,9 @@ Request: TypeAlias = "tuple[ImageLike, Frame | None]"
 class Decoders:
     """Threads that each get what they need decoded; a context manager that ends them and their processes.
 
-    workers: how many at once, 0 = one per processor. pixels: of the largest result. Image files and members of archives are
-    decoded in processes, which are started when they are first needed; arrays, Pillow images and functions of dataset
-    sources are handled in the threads.
+    workers: how many at once, 0 = one per processor. pixels: of the largest result. Image files and members of archives
+    are decoded in processes, which are started when they are first needed; arrays, Pillow images and functions of
+    dataset sources are handled in the threads.
     """
 
     def __init__(self, workers: int = 0, pixels: int = 0) -> None:

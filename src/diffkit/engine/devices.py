@@ -152,7 +152,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether this is want of memory: of torch's own on a CPU, and of cuDNN, it comes as a plain RuntimeError."""
+    """Whether there was too little memory. On a CPU, and in cuDNN, torch raises a plain RuntimeError for that."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WANT_OF_MEMORY)

@@ -1,7 +1,7 @@
 """The held-out loss: how well the averaged network denoises images that it is not trained on.
 
 Always the same images under the same noise, at the same noise levels, so that the curve over a training is smooth and
-small changes mean something; and the same for as many training images, so that the gap is what was learnt by heart.
+small changes mean something; and the same for as many training images, so that the gap is what was memorized.
 """
 
 from __future__ import annotations

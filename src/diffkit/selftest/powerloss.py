@@ -46,7 +46,7 @@ class Step:
 class Record:
     """Put in place in a process, it notes in `file` all that is done under `folder`. (Linux only: it needs /proc.)
 
-    Nodes are told apart by inode; every one is kept open, so that its number is not given to another.
+    Nodes are identified by inode; every one is kept open, so that its number is not used again.
     """
 
     def __init__(self, folder: Path, file: Path) -> None:

@@ -26,7 +26,7 @@ def charts(records: Records) -> list[tuple[str, str, str]]:
     made = [
         ("Loss", _loss_words(records), _loss(records)),
         ("Held-out loss", "the averaged network on fixed images under fixed noise", _held_out(records)),
-        ("Gap", "how much worse held-out images fare than training images: what is learnt by heart", _gap(records)),
+        ("Gap", "how much worse held-out images fare than training images: what is memorized", _gap(records)),
         ("Held-out loss by noise level", "from little noise (dark) to much (light)", _levels(records)),
         ("Training loss by noise level", "in eight equal shares, from little noise (dark) to much", _shares(records)),
         *_metrics(records),
