@@ -8,14 +8,21 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from conftest import TINY, call_diffkit, write_images
 from diffkit import durable
+from diffkit.compose.due import missed
 from diffkit.engine.checkpoint import latest_checkpoint
-from diffkit.errors import ExitCode
+from diffkit.engine.modelfile import read_model
+from diffkit.engine.session import Cadence
+from diffkit.errors import DiffkitError, ExitCode
+from diffkit.rundir import RunDir
 
 ONCE = ("--steps", 8, "--precision", "float32", "--preview-every", 0, *TINY)
 
@@ -165,6 +172,46 @@ def test_too_small_a_disk_is_named_before_the_first_step(
     assert not run.exists()
     monkeypatch.undo()
     assert call_diffkit("train", dataset, "-o", run, *ONCE).returncode == 0
+
+
+def test_snapshots_count_in_what_a_training_needs(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs: list[int] = []
+
+    def disk_full(path: Path, need: int) -> DiffkitError:
+        needs.append(need)
+        return DiffkitError("Disk full.", code=ExitCode.MACHINE)
+
+    monkeypatch.setattr(durable, "free_space", lambda path: 0)
+    monkeypatch.setattr(durable, "disk_full", disk_full)
+    for snapshots in (4, 10):
+        more = ("--ema-snapshots", snapshots, "--set", "train.ema_lengths=[0.05,0.1]")
+        assert call_diffkit("train", dataset, "-o", tmp_path / "run", *ONCE, *more).returncode == ExitCode.MACHINE
+    monkeypatch.undo()
+    assert call_diffkit("train", dataset, "-o", tmp_path / "run", *ONCE).returncode == 0
+    tensors, _ = read_model(tmp_path / "run" / "model.safetensors")
+    assert needs[1] - needs[0] == 6 * 2 * sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_processes_decide_together_what_was_missed(tmp_path: Path) -> None:
+    """A process that finds all that is due on its disk takes part where another one does not."""
+    run = RunDir(tmp_path)
+    run.lay_out()
+    run.add_metrics({"images": 16, "picture": "samples/a.png"})
+    cadence = Cadence(16, preview_every=8)
+
+    def found(agreed: Callable[[bool], bool]) -> list[str]:
+        world, state, recipe = (
+            SimpleNamespace(any=agreed),
+            SimpleNamespace(images_seen=16),
+            SimpleNamespace(batch_size=8),
+        )
+        training: Any = SimpleNamespace(run=run, world=world, state=state, recipe=recipe)
+        return missed(training, cadence, [])
+
+    assert found(lambda flag: flag) == []
+    assert found(lambda flag: True) == ["preview"]
 
 
 def test_a_run_finds_its_data_wherever_both_are(tmp_path: Path) -> None:

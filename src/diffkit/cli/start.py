@@ -68,6 +68,7 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
     """Train, from the beginning or from where the run stands; exits with 75 if it was asked to stop."""
     from diffkit.cli.console import next_command, plain, say
     from diffkit.cli.live import Stopper, draw
+    from diffkit.compose.due import complete
     from diffkit.compose.failures import memory_explained
     from diffkit.engine.distributed import joined
     from diffkit.errors import ExitCode
@@ -87,13 +88,13 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
         seen = training.state.images_seen
         _introduce(training, cadence)
         if until is not None and seen >= until:
-            training.complete(cadence, by_loss=start.best == "holdout")
+            complete(training, cadence, by_loss=start.best == "holdout")
             say(f"It has already seen {seen:,} images ({seen // batch:,} steps), and {until:,} were asked for.")
             say("Ask for more with --steps, --epochs or --time.")
             next_command("sample", run.path)
             return
         if cadence.stop_when and training.over(cadence.stop_when, training.history()):
-            training.complete(cadence, by_loss=start.best == "holdout")
+            complete(training, cadence, by_loss=start.best == "holdout")
             _say_why(cadence.stop_when, training)
             return
         stack.enter_context(trackers)

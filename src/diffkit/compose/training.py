@@ -16,7 +16,6 @@ from diffkit.compose.records import names, record_of
 from diffkit.compose.trial import check_weighting, first_use
 from diffkit.config import Settings, to_tables
 from diffkit.engine.distributed import ALONE, World
-from diffkit.errors import DiffkitError
 from diffkit.interfaces import ImageSpec
 from diffkit.rundir import RunDir
 
@@ -111,6 +110,7 @@ class Training:
         reference: Reference | None,
         on_nan: OnNan,
     ) -> Iterator[Event]:
+        from diffkit.compose.due import missed
         from diffkit.compose.looks import measurement, validation, watched
         from diffkit.compose.rollback import steps_of
         from diffkit.engine.session import Chores, session
@@ -126,7 +126,7 @@ class Training:
             over=lambda: cadence.stop_when is not None and self.over(cadence.stop_when, history),
             should_stop=should_stop,
             agreed=self.world.any,
-            missed=self._missed(cadence, history),
+            missed=missed(self, cadence, history),
         )
         steps = steps_of(self, cadence.until_images, report_every, on_nan, history)
         begun = False
@@ -135,31 +135,6 @@ class Training:
                 self.saver.reserve(self.state.checkpoint())
                 begun = True
             yield event
-
-    def _missed(self, cadence: Cadence, history: Sequence[Validated], ended: bool = False) -> list[str]:
-        """Return what was due at the last step and has not been done: of "validate", "snapshot" and "preview".
-
-        ended: that was the last step of all, at which everything is due.
-        """
-        from diffkit.engine.session import crossed
-        from diffkit.engine.snapshots import has_snapshot
-        from diffkit.engine.validate import due
-
-        now, before = self.state.images_seen, self.state.images_seen - self.recipe.batch_size
-        if before < 0:
-            return []
-        is_due = {
-            "validate": due(before, now, cadence.validate_every) or (ended and cadence.validate_every > 0),
-            "snapshot": crossed(before, now, cadence.snapshot_every) or (ended and cadence.snapshot_every > 0),
-            "preview": crossed(before, now, cadence.preview_every) or (ended and cadence.preview_every > 0),
-        }
-        there = {
-            "validate": lambda: any(each.images_seen == now for each in history),
-            "snapshot": lambda: has_snapshot(self.run.snapshots, now),
-            "preview": self._is_shown,
-        }
-        # Decided together: all processes have to take part, and a file may reach one machine later than another.
-        return [what for what, wanted in is_due.items() if wanted and self.world.any(not there[what]())]
 
     def steps(
         self,
@@ -236,15 +211,18 @@ class Training:
     def check_space(self) -> None:
         """Raises DiffkitError (exit code 4) unless there is room for what the training keeps.
 
-        A new checkpoint is written before the oldest one goes, and so is a new model.
+        A new checkpoint, model or snapshot is written before an old one goes.
         """
         from diffkit.durable import disk_full, free_space
         from diffkit.engine.checkpoint import KEEP, kept
+        from diffkit.engine.snapshots import snapshots
 
         states = max(1, KEEP + 1 - kept(self.run.checkpoints)) * self.state.checkpoint().nbytes
         models = 3 - sum(path.exists() for path in (self.run.model, self.run.best))
+        count = self.settings.train.ema_snapshots
+        averages = max(1, count + 1 - len(snapshots(self.run.snapshots))) * len(self.state.tracks) if count else 0
         weights = sum(tensor.nbytes for tensor in self.state.average.state_dict().values())
-        need = states + models * weights + SMALL_FILES
+        need = states + (models + averages) * weights + SMALL_FILES
         if free_space(self.run.path) < need:
             raise disk_full(self.run.path, need)
 
@@ -307,39 +285,6 @@ class Training:
 
         count = self.settings.train.ema_snapshots
         return count and (max(1, until_images // count) if until_images else SPACING)
-
-    def complete(self, cadence: Cadence, *, by_loss: bool = True) -> None:
-        """Write what the last start did not come to at its last step: the model, and what is due then.
-
-        by_loss: the best model is that with the lowest held-out loss.
-        """
-        from diffkit.compose.looks import validation
-        from diffkit.engine.modelfile import read_model_header
-        from diffkit.engine.snapshots import thin
-
-        try:
-            current = read_model_header(self.run.model)["images_seen"] == self.state.images_seen
-        except DiffkitError:
-            current = False
-        if not current and self.state.images_seen:
-            self.save().result()
-        history = self.history()
-        missed = self._missed(cadence, history, ended=True)
-        if "validate" in missed:
-            self.add_to_metrics(validation(self, history, keep=by_loss, on_nan="skip")())
-        if "snapshot" in missed:
-            self.snapshot()
-        elif self.world.leads and cadence.snapshot_every:
-            thin(self.run.snapshots, self.settings.train.ema_snapshots)
-        if "preview" in missed:
-            self.add_to_metrics(self.preview())
-
-    def _is_shown(self) -> bool:
-        """Whether there is a preview of the state as it is."""
-        from diffkit import records
-
-        seen = self.state.images_seen
-        return any(each and each["images"] == seen for each in records.metrics(self.run.metrics, "picture"))
 
     def header(self) -> dict[str, Any]:
         """What `model.safetensors` says of itself."""

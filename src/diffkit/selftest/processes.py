@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = 5.0
@@ -35,11 +37,17 @@ def end_orphans() -> int:
         time.sleep(0.05)
     ended: set[int] = set()
     while left := _reaped(descendants(os.getpid())):
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
+        kill(left)
         ended |= set(left)
         time.sleep(0.01)
     return len(ended)
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill those that have not ended meanwhile."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _reaped(pids: list[int]) -> list[int]:

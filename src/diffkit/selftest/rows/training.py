@@ -151,8 +151,7 @@ def _lose(process: subprocess.Popen[str], room: Path, what: int) -> str:
         return "still there after 60 s"
     finally:
         left = [pid for pid in children if Path(f"/proc/{pid}").exists()]
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
+        kill(left)
     if time.monotonic() - begun > 30:
         return f"took {time.monotonic() - begun:.0f} s"
     if left:
