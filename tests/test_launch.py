@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 from conftest import TINY, call_diffkit, run_diffkit
 from diffkit.cli import launch
 from diffkit.cli.launch import Launcher
-from diffkit.engine import processors
+from diffkit.engine import distributed, processors
+from diffkit.engine.distributed import ALONE, World
+from diffkit.engine.store import Store
 from diffkit.errors import ExitCode
 
 LOST = ExitCode.RESUMABLE
@@ -105,6 +108,26 @@ def test_a_signal_while_the_processes_are_started_ends_all(monkeypatch: pytest.M
     code, launcher = launched("time.sleep(1000)")
     assert code == ExitCode.INTERRUPTED and time.monotonic() - start < 10
     assert [process.returncode for process in launcher.processes] == [-9]
+
+
+def test_data_are_verified_once_the_processes_have_met(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large data take longer than processes wait to meet; the first process of a machine reads them for all."""
+    events: list[str] = []
+
+    @contextmanager
+    def joined(device: str) -> Iterator[World]:
+        events.append("joined")
+        yield ALONE
+
+    monkeypatch.setattr(distributed, "joined", joined)
+    monkeypatch.setattr(Store, "check", lambda store: events.append("checked"))
+    for rank, expected in (("0", ["joined", "checked"]), ("1", ["joined"])):
+        events.clear()
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        done = call_diffkit("train", dataset, "-o", tmp_path / rank, "--steps", 1, "--preview-every", 0, *TINY)
+        assert done.returncode == 0 and events == expected
 
 
 def test_a_stopped_process_ends_all_and_a_pause_does_not(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from diffkit.names import bytes_text
+
 if TYPE_CHECKING:
     from diffkit.compose import Trackers, Training
     from diffkit.compose.reference import Reference
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 
 JUDGED_SECONDS = 15.0
+LARGE = 2**31  # bytes, which take a second or more to read
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,9 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
     from diffkit.errors import ExitCode
 
     with ExitStack() as stack:
-        stopper = stack.enter_context(Stopper())
         world = stack.enter_context(joined(start.device))
+        _verify(store)
+        stopper = stack.enter_context(Stopper())
         if not world.leads:
             world.wait()
         with memory_explained():
@@ -113,12 +117,24 @@ def begin(start: Start, given: dict[str, Any], store: Store, run: RunDir) -> Non
     next_command("sample", run.path)
 
 
+def _verify(store: Store) -> None:
+    """Compare the data set with its checksums; of several processes on a machine one does that for all.
+
+    The others wait in a meeting, and as long as it takes: not in `joined`, which has a deadline.
+    """
+    from diffkit.cli.console import say
+
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        if store.nbytes > LARGE:
+            say(f"Comparing {bytes_text(store.nbytes)} of data with their checksums ...")
+        store.check()
+
+
 def _say_off(training: Training, images: int, seconds: float) -> None:
     """How far `diffkit plan` was off, if it was asked and there was enough to judge it by."""
     from diffkit.cli.console import say
     from diffkit.compose.planning import planned_before
     from diffkit.engine.devices import memory_used
-    from diffkit.names import bytes_text
 
     planned = planned_before(training.settings, str(training.device))
     if planned is None or seconds < JUDGED_SECONDS or training.world.size > 1:
@@ -221,7 +237,6 @@ def _preview_every(until: int | None, batch: int) -> int:
 def _introduce(training: Training, cadence: Cadence) -> None:
     from diffkit.cli.console import plain, say
     from diffkit.engine.devices import describe
-    from diffkit.names import bytes_text
 
     train = training.settings.train
     parameters = sum(p.numel() for p in training.state.network.parameters())

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from diffkit.engine.store import Store
     from diffkit.rundir import RunDir
 
-LARGE = 2**31  # bytes, which take a second or more to read
 LENGTH, MODEL, DATA = "Length and output", "Model", "Data"
 
 
@@ -134,6 +133,7 @@ def train(
     from diffkit.cli.console import count_or_auto, duration
     from diffkit.cli.launch import launch, launched
     from diffkit.cli.start import Start, begin, check_wishes
+    from diffkit.engine.store import Store
     from diffkit.errors import DiffkitError
 
     if gpus > 1 and not launched():
@@ -159,7 +159,7 @@ def train(
     parts = {"scheduler": scheduler, "prediction": prediction, "backbone": backbone}
     parts |= {"weighting": weighting, "task": task}
     given = given_settings(data, config, parts, flags, settings or [])
-    store = _verified(data)
+    store = Store.open(data, verify=False)  # `begin` verifies it, once the processes have met
     start = Start(
         device=device,
         steps=steps,
@@ -175,21 +175,6 @@ def train(
     )
     check_wishes(start, store)
     begin(start, given, store, _run_dir(out, data, given, store))
-
-
-def _verified(data: Path) -> Store:
-    """The data set, compared with its checksums; of several processes on a machine one does that for all."""
-    import os
-
-    from diffkit.cli.console import bytes_text, say
-    from diffkit.engine.store import Store
-
-    store = Store.open(data, verify=False)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        if store.nbytes > LARGE:
-            say(f"Comparing {bytes_text(store.nbytes)} of data with their checksums ...")
-        store.check()
-    return store
 
 
 def given_settings(

@@ -30,8 +30,16 @@ def descendants(pid: int) -> list[int]:
     return [each for child in map(int, children) for each in (child, *descendants(child))]
 
 
+def command_of(pid: int) -> list[str]:
+    """The words that a process was started with; none if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
 def end_orphans() -> int:
-    """Wait a little for the descendants of this process to end by themselves; end the others. How many those were."""
+    """Wait a little for this process's descendants to end by themselves, and end the others; returns their number."""
     deadline = time.monotonic() + PATIENCE
     while _reaped(descendants(os.getpid())) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -19,7 +19,7 @@ from typing import Any
 from diffkit.selftest.actions import ACTIONS, TINY, content, difference
 from diffkit.selftest.bench import Bench, Trial, Untestable, row
 from diffkit.selftest.lab import Lab
-from diffkit.selftest.processes import descendants
+from diffkit.selftest.processes import command_of, descendants, kill
 from diffkit.selftest.rows.files import Unprivileged
 
 BARE = (*TINY, "--preview-every", "0", "--validate-every", "0")
@@ -138,7 +138,7 @@ def _lose(process: subprocess.Popen[str], room: Path, what: int) -> str:
             break
         time.sleep(0.2)
     children = descendants(process.pid)
-    workers = [pid for pid in children if b"\0train\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    workers = [pid for pid in children if "train" in command_of(pid)]
     if process.poll() is not None or not workers:
         process.kill()
         return f"it has not begun: {process.communicate()[0][-300:]}"
