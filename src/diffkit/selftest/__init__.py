@@ -19,7 +19,17 @@ __all__ = ["Bench", "Result", "Row", "opened", "run_row", "scorecard", "selftest
 
 def scorecard() -> list[Row]:
     """The rows of the scorecard, in order."""
-    from diffkit.selftest.rows import commands, damage, files, images, training, writing  # noqa: F401
+    from diffkit.selftest.rows import (  # noqa: F401
+        access,
+        commands,
+        damage,
+        files,
+        images,
+        models,
+        modes,
+        training,
+        writing,
+    )
 
     return [ROWS[number] for number in sorted(ROWS)]
 

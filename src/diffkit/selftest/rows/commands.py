@@ -17,7 +17,7 @@ from diffkit.selftest import damage
 from diffkit.selftest.actions import ACTIONS, TINY, content
 from diffkit.selftest.bench import Bench, Trial, row
 from diffkit.selftest.lab import Lab, Outcome
-from diffkit.selftest.rows.images import bounded, encoded, picture
+from diffkit.selftest.pictures import bounded, encoded, picture
 
 BROKEN = {
     "cannot be imported": "import a_module_that_is_not_there",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from diffkit.selftest.bench import Bench, Trial, Untestable, row
 from diffkit.selftest.lab import Lab
-from diffkit.selftest.rows.images import bounded, encoded, picture, prepare, stored
+from diffkit.selftest.pictures import bounded, encoded, picture, prepare, stored
 
 NAMES = (
     "-rf.png", "--help.png", "[red]x[bold].png", "new\nline.png", "tab\t.png", "\x1b[31m.png", "\u202egnp.exe.png",
