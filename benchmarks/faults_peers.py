@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment
+from common import RESULTS, environment, publish
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", ACCELERATE_USE_CPU="true")
 sys.path.insert(0, str(Path(__file__).parent / "peers_faults"))
@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers_faults"))
 STEPS, IMAGES, DEADLINE = 8, 112, 120.0
 TRIALS = {1: 40, 2: 20, 6: 24, 7: 100, 14: 3, 19: 24, 21: 5}
 FILE = RESULTS / "faults-peers.json"
+RIGHT = {"went on", "found out", "stopped"}
 Verdict = tuple[str, bool]
 """What happened, and whether the result is bitwise that of an undisturbed training."""
 
@@ -350,13 +351,41 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[*PROGRAMS, "diffkit"])
+    parser.add_argument("--table", action="store_true", help="write the table of docs/reliability.md, and run nothing")
     asked = parser.parse_args()
+    if asked.table:
+        publish("faults-peers", "reliability.md", table(json.loads(FILE.read_text())))
+        return
     found = json.loads(FILE.read_text())["rows"] if FILE.exists() else {}
     for name in ["diffkit", *PROGRAMS] if asked.only is None else [asked.only]:
         found[name] = of_diffkit() if name == "diffkit" else of_peer(name)
         versions = {each: importlib.metadata.version(each) for each in PROGRAMS}
         record = {**environment(), "date": time.strftime("%F"), "versions": versions, "rows": found}
         FILE.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    publish("faults-peers", "reliability.md", table(record))
+
+
+def table(record: dict[str, Any]) -> str:
+    """In Markdown: for each row how many of the trials went wrong, and what was seen most often when they did."""
+    rows, kept = record["rows"], json.loads((RESULTS / "faults.json").read_text())["rows"]
+    own = rows.get("diffkit") or {
+        number: {**row, "wrong": len(row["wrong"]), "what": {}} for number, row in kept.items()
+    }
+    peers = [name for name in record["versions"] if name in rows]
+    lines = [f"| row | what is tried | diffkit | {' | '.join(peers)} |", "|---" * (3 + len(peers)) + "|"]
+    for number in TRIALS:
+        cells = [_cell(found.get(str(number))) for found in (own, *(rows[name] for name in peers))]
+        lines.append(f"| {number} | {kept[str(number)]['title']} | {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return "\n".join([*lines, "", f"Wrong trials of all. {record['date']}, {versions}, torch {record['torch']}."])
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    wrong = {what: count for what, count in row["what"].items() if count <= row["wrong"] and what not in RIGHT}
+    most = f": {max(wrong, key=lambda what: wrong[what])}" if row["wrong"] and wrong else ""
+    return f"{row['wrong']} of {row['trials']}{most}"
 
 
 if __name__ == "__main__":
