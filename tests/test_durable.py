@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -76,3 +77,9 @@ def test_what_a_killed_builder_left_is_removed_but_not_what_a_living_one_or_anot
 def test_an_error_in_what_is_read_is_not_blamed_on_what_is_written(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), durable.new_folder(tmp_path / "set"):
         raise PermissionError(13, "Permission denied", "a source file")
+
+
+def test_json_holds_names_that_are_not_utf8(tmp_path: Path) -> None:
+    value = {"path": os.fsdecode(b"/data/\xff"), "label": "\u00e9"}
+    durable.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == value

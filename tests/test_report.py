@@ -112,7 +112,7 @@ def test_a_report_is_made_again_but_nothing_else_is_replaced(told: Path, tmp_pat
     page.write_text("<html>my own page</html>")
     done = call_diffkit("report", told, "-o", page)
     assert done.returncode == ExitCode.USAGE
-    assert "is no report" in done.stderr
+    assert "is not a report" in done.stderr
     assert page.read_text() == "<html>my own page</html>"
 
 
@@ -129,7 +129,7 @@ def test_a_run_that_has_only_begun_has_a_report_too(run: Path, tmp_path: Path) -
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     done = call_diffkit("report", tmp_path)
     assert done.returncode == ExitCode.MODEL
-    assert "is no run" in done.stderr
+    assert "is not a run" in done.stderr
 
 
 def test_long_records_are_thinned_and_keep_their_means(tmp_path: Path) -> None:

@@ -122,8 +122,7 @@ def _report(
     else:
         _table(found, chosen, floor)
     if out is not None:
-        with durable.explained(out):
-            out.mkdir(parents=True, exist_ok=True)
+        durable.make_folders(out)
         durable.write_json(out / "compare.json", record)
         durable.write_bytes(out / "compare.png", plot(found, _labels(found), chosen, floor))
         say(f"Written to [bold]{plain(str(out))}[/].")

@@ -20,8 +20,7 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Prepare, train and sample on real handwritten digits, then judge the result. Five minutes on two cores."""
-    import json
-
+    from diffkit import durable
     from diffkit.cli.console import clock, plain, require_vacant, say
     from diffkit.datasets.demo import write_demo_images
     from diffkit.engine.devices import choose_device
@@ -39,7 +38,7 @@ def demo(
     _run("train", data, "-o", run, "--time", f"{seconds}s", "--no-flip", "--device", device)
     _run("sample", run, "-o", samples, "-n", str(count), "--guidance", "1.5", "--device", device)
     figures = recognise(data, samples, out / "nearest.png")
-    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    durable.write_json(out / "figures.json", figures)
     say("\nAn independent classifier, trained on the real training images only, recognises")
     say(f"  {figures['recognised_real']:.1%} of {figures['held_out']:,} held-out real images, and")
     say(f"  [bold green]{figures['recognised']:.1%}[/] of {figures['samples']:,} samples as the digit asked for.")

@@ -73,9 +73,9 @@ def invert(
     require_vacant(out)
     assert asked.given is not None
     count, found, worth, shown = len(asked.given), [], [], []
-    with durable.explained(out), progress() as bar:
+    durable.make_folders(out)
+    with progress() as bar:
         task = bar.add_task("Inverting", total=count)
-        out.mkdir(parents=True, exist_ok=True)
         for noise in inverted(loaded, plan, asked.wishes, count):
             found.append(noise)
             indices = range(sum(map(len, found[:-1])), sum(map(len, found)))

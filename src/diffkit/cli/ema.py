@@ -52,7 +52,7 @@ def ema(
     chosen_among("--metric", metric, METRICS)
     place = RunDir(run)
     if not place.exists:
-        raise DiffkitError(f"{run} is no run.", "Name the folder that diffkit train wrote.", code=ExitCode.MODEL)
+        raise DiffkitError(f"{run} is not a run.", "Name the folder that diffkit train wrote.", code=ExitCode.MODEL)
     if length is not None:
         _write(place, length, out)
         return

@@ -175,8 +175,7 @@ def _written(folder: Path, record: dict[str, Any], result: Evaluation) -> Path:
     from diffkit.engine.pictures import save_png
 
     assert result.picture is not None
-    with durable.explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folders(folder)
     save_png(folder / "nearest.png", result.picture)
     durable.write_json(folder / "evaluation.json", record)
     return folder / "nearest.png"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -66,10 +65,9 @@ def make(
             durable.append_line(records, record(index))
         writing.clear()
 
-    with durable.explained(target):
-        used = {asked.classes[index % len(asked.classes)] for index in own}
-        for folder in ["", *(folders[label] for label in used if label is not None)]:
-            (target / folder).mkdir(parents=True, exist_ok=True)
+    used = {asked.classes[index % len(asked.classes)] for index in own}
+    for folder in ["", *(folders[label] for label in used if label is not None)]:
+        durable.make_folders(target / folder)
     with ThreadPoolExecutor(WRITERS) as writers, progress() as bar:
         task = bar.add_task("Sampling", total=len(own))
         for batch in model.generate(plan, own, asked.wishes, batch_size=batch_size, size=asked.size):
@@ -82,7 +80,7 @@ def make(
     model.world.wait()
     if model.world.leads:
         lines = sorted(durable.read_lines(records), key=lambda line: int(line["index"]))
-        durable.write_text(records, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        durable.write_lines(records, lines)
         classes = len(asked.classes)
         columns = classes if 1 < classes <= min(10, len(indices)) else None
         shown = [np.asarray(Image.open(target / place(index))) for index in indices[:SHEET_IMAGES]]

@@ -31,7 +31,7 @@ def report(
 
     target = out or run / "report.html"
     if paths.exists(target) and not (paths.is_file(target) and mine(target)):
-        raise DiffkitError(f"{target} already exists and is no report.", "Choose another place with -o.")
+        raise DiffkitError(f"{target} already exists and is not a report.", "Choose another place with -o.")
     text = made(RunDir(run), trajectory=trajectory)
     make_parent(target)
     durable.write_text(target, text)

@@ -111,7 +111,9 @@ def plan(
         lr=None if untrained is None else _learning_rate(training, untrained),
     )
     with suppress(DiffkitError):  # without it the training cannot say how far the plan was off
-        durable.write_json(_place(training.settings, str(training.device)), asdict(planned))
+        place = _place(training.settings, str(training.device))
+        durable.make_folders(place.parent)
+        durable.write_json(place, asdict(planned))
     return training, planned
 
 
@@ -156,6 +158,4 @@ def _place(settings: Settings, device: str) -> Path:
     train = {key: value for key, value in tables["train"].items() if key not in PROBED}
     data = {key: value for key, value in tables["data"].items() if key != "path"}
     text = json.dumps([{**tables, "train": train, "data": data, "parts": {}}, device], sort_keys=True)
-    folder = durable.cache_folder() / "plans"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    return durable.cache_folder() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"

@@ -23,11 +23,13 @@ ROWS, COLUMNS = 4, 8
 
 
 def report(run: RunDir, *, trajectory: bool = True) -> str:
-    """The page, from whatever the run has so far. Raises DiffkitError if this is no run."""
+    """The page, from whatever the run has so far. Raises DiffkitError if this is not a run."""
     from diffkit.measure.report import Facts, page, read_records
 
     if not run.exists:
-        raise DiffkitError(f"{run.path} is no run.", "Name the folder that diffkit train wrote.", code=ExitCode.MODEL)
+        raise DiffkitError(
+            f"{run.path} is not a run.", "Name the folder that diffkit train wrote.", code=ExitCode.MODEL
+        )
     settings, records = run.settings(), read_records(run.path)
     model = load_model(run.path, device="cpu") if paths.exists(run.model) else None
     strip, levels = _trajectory(model) if trajectory and model else (None, [])
