@@ -263,7 +263,8 @@ def test_rollbacks_come_to_an_end(ill: Any, dataset: Path, tmp_path: Path) -> No
     ill.STEPS = (2, 3, 4, 5)
     done = call_diffkit(*arguments(dataset, tmp_path / "run", "--steps", 9, "--on-nan", "rollback"))
     assert done.returncode == ExitCode.NON_FINITE
-    assert "It has gone back to a checkpoint 3 times" in done.stderr
+    assert "(nan). It has gone back to a checkpoint 3 times. Its batch: " in done.stderr
+    assert "--on-nan" not in done.stderr  # it is on already
     found, _ = latest_checkpoint(tmp_path / "run/checkpoints")
     assert found is not None and all(bool(torch.isfinite(value).all()) for value in found.tensors.values())
 

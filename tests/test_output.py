@@ -18,9 +18,12 @@ import pytest
 from rich.table import Table
 
 from conftest import TINY, run_diffkit, write_images
-from diffkit.cli import output
+from diffkit.cli import compare, output
 from diffkit.cli.console import _Data
+from diffkit.cli.live import fitting
 from diffkit.cli.output import Stream
+from diffkit.measure.estimate import Estimate
+from diffkit.measure.tradeoff import Candidate
 
 DIFFKIT = [sys.executable, "-m", "diffkit"]
 FULL = Path("/dev/full")
@@ -216,6 +219,27 @@ def test_tables_lose_nothing_however_narrow_the_terminal(monkeypatch: pytest.Mon
     console = _Data(file=io.StringIO(), soft_wrap=True)
     console.print(table)
     assert console.file.getvalue().split() == 2 * cells  # type: ignore[attr-defined]
+
+
+def test_the_line_of_a_training_drops_its_last_figures_where_they_do_not_fit() -> None:
+    texts = ["304 / 9,600 images", "loss 0.9840", "56 img/s", "2m47s left", "728 MiB"]
+    assert fitting(texts, 200) == "  ".join(texts)
+    assert fitting(texts, 53) == "304 / 9,600 images  loss 0.9840  56 img/s  2m47s left"
+    assert fitting(texts, 52) == "304 / 9,600 images  loss 0.9840  56 img/s"
+    assert fitting(texts, 3) == "304 / 9,600 images"
+
+
+def test_the_table_of_compare_loses_nothing_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    scheduler = "karras:sigma_min=0.002,sigma_max=80.0,rho=7.0"
+    ways = [{"sampler": "deis:order=3", "scheduler": scheduler, "steps": n, "length": 0.1 * n} for n in (4, 40)]
+    found = [Candidate(way, 11, 125.0, 64, Estimate("KD-lite0", 1.138, 1.07, 1.21), burnt=True) for way in ways]
+    compare._table(found, [], None)
+    printed = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+    assert all(text in printed for text in ("KD-lite0", "1.070 to 1.210", "2m05s", "burnt"))
 
 
 @pytest.mark.parametrize("size", ["0", "\u00b2", "x", "99999999"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +191,34 @@ def test_the_command_tells_what_was_wrong(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert done.returncode == 0 and "7 trials, none wrong" in done.stderr
     assert call_diffkit("selftest", tmp_path, "--row", 99).returncode == 2
     assert call_diffkit("selftest", tmp_path / "none").returncode == 2
+
+
+def test_trials_write_no_control_sequences_though_the_self_test_runs_in_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    program = f"""
+from importlib import import_module
+from pathlib import Path
+from diffkit.selftest import bench, lab
+for name in bench.PRELOADED:
+    import_module(name)
+outcome = lab.Lab(Path({str(tmp_path)!r})).diffkit("prepare", "nothing")
+Path({str(tmp_path)!r}, "said").write_text(outcome.output)
+"""
+    terminal, seen_by_the_program = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        timeout=60,
+        stdin=seen_by_the_program,
+        stdout=seen_by_the_program,
+        stderr=seen_by_the_program,
+        env=environment,
+    )
+    os.close(seen_by_the_program)
+    os.close(terminal)
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("Error: There is no nothing.") and "\x1b" not in said
 
 
 def test_rows_are_numbered_as_the_scorecard() -> None:

@@ -150,10 +150,10 @@ def _table(found: Sequence[Candidate], chosen: Sequence[Candidate], floor: Estim
     best = {id(each) for each in front(found)}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in keys:
-        table.add_column(key, no_wrap=True, justify="right" if key in {"steps", "guidance"} else "left")
+        table.add_column(key, overflow="fold", justify="right" if key in {"steps", "guidance"} else "left")
     for name in (found[0].metric.name, "95 % interval", "calls", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for each in found:
         mark = "best for its calls" if id(each) in best else ""
         mark = "[yellow]burnt: too much black and white[/]" if each.burnt else mark

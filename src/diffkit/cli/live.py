@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10.0
 SMOOTHING = 0.98
+BAR = 24  # columns for the bar and its name
+ERASE_LINE = "\r\x1b[K"
 
 
 class Stopper:
@@ -46,7 +48,8 @@ class Stopper:
     def _ask(self) -> None:
         self.asked = True
         if not err.quiet:
-            notify("\nStopping after this step and saving; once more to stop at once.\n")
+            start = ERASE_LINE if is_live() else "\n"
+            notify(f"{start}Stopping after this step and saving; once more to stop at once.\n")
 
 
 def draw(
@@ -109,19 +112,26 @@ class _Figures:
             return None
         return (self.cadence.until_images - seen) / self.speed
 
-    def text(self, seen: int) -> dict[str, Any]:
+    def texts(self, seen: int) -> list[str]:
+        """What matters most comes first."""
         from diffkit.engine.devices import memory_used
 
         remaining = self.remaining(seen)
         memory = memory_used(self.training.device)
-        speed = f"{self.speed:.1f}" if self.speed < 10 else f"{self.speed:,.0f}"
-        return {
-            "loss": f"loss {self.loss:.4f}",
-            "speed": f"{speed} img/s",
-            "wait": f"data wait {self.wait:.0%}",
-            "eta": "" if remaining is None else f"{clock(remaining)} left",
-            "memory": "" if memory is None else bytes_text(memory),
-        }
+        texts = [f"loss {self.loss:.4f}", f"{self.speed:.1f} img/s" if self.speed < 10 else f"{self.speed:,.0f} img/s"]
+        texts += [] if remaining is None else [f"{clock(remaining)} left"]
+        texts += [] if memory is None else [bytes_text(memory)]
+        return [*texts, f"data wait {self.wait:.0%}"]
+
+
+def fitting(texts: list[str], width: int) -> str:
+    """The first of these texts in one line, as many as fit into so many columns, and at least one."""
+    line = texts[0]
+    for text in texts[1:]:
+        if len(line) + 2 + len(text) > width:
+            break
+        line += f"  {text}"
+    return line
 
 
 def _event_line(event: Event | Dropped) -> str | None:
@@ -170,25 +180,22 @@ def _non_finite_line(event: NonFinite) -> str:
 @contextmanager
 def _on_terminal(cadence: Cadence, figures: _Figures) -> Iterator[Callable[[Step], None]]:
     total = cadence.until_images
-    columns = ["{task.fields[count]}", "{task.fields[loss]}", "{task.fields[speed]}"]
-    columns += ["{task.fields[wait]}", "{task.fields[memory]}", "{task.fields[eta]}"]
     bar = Progress(
         TextColumn("[bold]Training"),
         BarColumn(bar_width=None),
-        *(TextColumn(column) for column in columns),
+        TextColumn("{task.description}"),
         console=err,
         expand=True,
         transient=True,
     )
-    start: dict[str, Any] = {"count": "", "loss": "", "speed": "", "wait": "", "memory": "", "eta": ""}
     with bar:
-        task = bar.add_task("", total=total or cadence.seconds, **start)
+        task = bar.add_task("", total=total or cadence.seconds)
 
         def show(step: Step) -> None:
             seen = step.images_seen
-            count = f"{seen:,} / {total:,} images, step {step.step:,}" if total else f"{seen:,} images"
-            done = seen if total else time.monotonic() - figures.begun
-            bar.update(task, completed=done, count=count, **figures.text(seen))
+            counts = [f"{seen:,} / {total:,} images" if total else f"{seen:,} images"]
+            line = fitting([*counts, *figures.texts(seen), f"step {step.step:,}"], err.width - BAR)
+            bar.update(task, completed=seen if total else time.monotonic() - figures.begun, description=line)
 
         yield show
 
@@ -202,7 +209,6 @@ def _in_lines(cadence: Cadence, figures: _Figures) -> Iterator[Callable[[Step], 
         if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
             total = f" / {cadence.until_images:,}" if cadence.until_images else ""
-            parts = [part for part in figures.text(step.images_seen).values() if part]
-            say(f"  {step.images_seen:,}{total} images  " + "  ".join(parts))
+            say(f"  {step.images_seen:,}{total} images  " + "  ".join(figures.texts(step.images_seen)))
 
     yield show

@@ -167,8 +167,9 @@ def _describe(finished: Finished) -> None:
     if finished.duplicates:
         say(f"{count_text(finished.duplicates, 'image')} the same as another once cropped; kept.")
     if finished.rejected:
-        reasons = "; ".join(f"{plain(why)} {count:,}" for why, count in list(finished.reasons.items())[:5])
-        say(f"[yellow]{finished.rejected:,} could not be used[/] ({reasons}): see rejected.jsonl.")
+        reasons = "; ".join(f"{plain(why)} ({count:,})" for why, count in list(finished.reasons.items())[:5])
+        rejected = count_text(finished.rejected, "image")
+        say(f"[yellow]{rejected} could not be used[/] ({reasons}): see rejected.jsonl.")
     for warning in finished.warnings:
         say(f"[yellow]Warning: {plain(warning)}[/]")
 

@@ -29,7 +29,7 @@ def show(
 
 
 def _show_data(path: Path, verify: bool, as_json: bool) -> None:
-    from diffkit.cli.console import out, plain, print_json, say
+    from diffkit.cli.console import count_text, out, plain, print_json, say
     from diffkit.engine.store import Store
     from diffkit.errors import DiffkitError, ExitCode
 
@@ -62,7 +62,8 @@ def _show_data(path: Path, verify: bool, as_json: bool) -> None:
     if verify:
         problems = store.verify()
         if problems:
-            raise DiffkitError(problems[0], f"{len(problems)} damaged: prepare the data again.", code=ExitCode.DATA)
+            hint = f"{count_text(len(problems), 'file')} damaged: prepare the data again."
+            raise DiffkitError(problems[0], hint, code=ExitCode.DATA)
         say("[green]All checksums are right.[/]")
 
 

@@ -34,14 +34,14 @@ def train(
     preview_every: Annotated[
         int | None,
         typer.Option(
-            min=0, max=10**15, metavar="IMAGES", help="Images between sample grids; 0 = none.", rich_help_panel=LENGTH
+            min=0, max=10**12, metavar="IMAGES", help="Images between sample grids; 0 = none.", rich_help_panel=LENGTH
         ),
     ] = None,
     validate_every: Annotated[
         int,
         typer.Option(
             min=0,
-            max=10**15,
+            max=10**12,
             metavar="IMAGES",
             help="Images between looks at held-out ones; 0 = none.",
             rich_help_panel=LENGTH,

@@ -146,7 +146,7 @@ def _diverged(error: Diverged, found: NonFinite, training: Training) -> DiffkitE
         path = run.checkpoints / f"images-{checkpoint.images_seen:012d}"
         hint = f"The last checkpoint, {path}, is sound. "
         hint += f"Begin from it with a smaller learning rate: {command(*train, '--init', run.path, *smaller)}"
-    if found.action == "abort" and found.first is not None:
+    if found.first is not None and not error.tried:
         hint += "\nIf it is a matter of single batches, --on-nan skip or --on-nan rollback leaves them out."
     return DiffkitError(error.message + batch, hint, code=ExitCode.NON_FINITE)
 

@@ -33,7 +33,7 @@ def steps_of(
             if on_nan != "rollback" or found.first is None:
                 raise
             if len(passed_over) == MOST_ROLLBACKS:
-                again = f" It has gone back to a checkpoint {MOST_ROLLBACKS} times."
+                again = f"It has gone back to a checkpoint {MOST_ROLLBACKS} times."
                 raise Diverged(replace(found, action="abort"), again) from error
         passed_over.add(found.first)
         training.saver.wait()

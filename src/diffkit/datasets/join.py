@@ -111,12 +111,14 @@ class Join:
         """How the table was understood, in sentences."""
         kinds = [self._described(name, column.kind, column.unknown) for name, column in self.columns.items()]
         if self.class_column:
-            kinds.append(self._described(self.class_column, "the class, whatever the folder", self.classes.count(None)))
+            kinds.append(self._described(self.class_column, "the class", self.classes.count(None)))
         remarks = [
             f"Labels from {printable(str(self.sheet.path))} ({self.sheet.form}): {len(self.sheet.rows):,} rows, names "
             f"in the column '{self.name_column}'; {len(self.row_of):,} of {len(self.images):,} images have a row.",
             f"Columns: {_shortened(kinds)}.",
         ]
+        if self.class_column:
+            remarks.append(f"Its column '{self.class_column}' names the classes, not the folders.")
         if self.left_out:
             reasons = [f"{name} ({reason})" for name, reason in self.left_out.items()]
             remarks.append(f"Columns left out: {_shortened(reasons)}. --label-columns names those to use.")

@@ -58,15 +58,19 @@ class NonFinite:
 
 
 class Diverged(DiffkitError):
-    """Something was not finite, and the training does not go on as it is (exit code 6)."""
+    """Something was not finite, and the training does not go on as it is (exit code 6).
 
-    def __init__(self, found: NonFinite, more: str = "") -> None:
+    `tried`: a sentence about what a policy did before it gave up.
+    """
+
+    def __init__(self, found: NonFinite, tried: str = "") -> None:
+        what = f"Training diverged: at step {found.step:,} {found.name} is no longer finite ({found.value})."
         super().__init__(
-            f"Training diverged: at step {found.step:,} {found.name} is no longer finite ({found.value}).{more}",
+            f"{what} {tried}".rstrip(),
             "Try a smaller learning rate.",
             code=ExitCode.NON_FINITE,
         )
-        self.found = found
+        self.found, self.tried = found, tried
 
 
 class Report:
@@ -106,7 +110,7 @@ class Report:
             if on_nan != "skip":
                 raise Diverged(found)
             if self._skipped == MOST_SKIPPED:
-                raise Diverged(found, f" So were the {MOST_SKIPPED - 1} steps before it, which were skipped.")
+                raise Diverged(found, f"So were the {MOST_SKIPPED - 1} steps before it, which were skipped.")
             others.append(found)
         busy = self.busy + seconds + time.perf_counter() - start
         if finite:

@@ -183,7 +183,9 @@ class Store:
             found = file_sha256(self.path / name)
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        return "" if found == expected else f"{name} has changed: sha256 is {found}, expected {expected}"
+        if found == expected:
+            return ""
+        return f"{name} has changed: its sha256 begins with {found[:12]}, not {expected[:12]}"
 
     def _state(self) -> tuple[object, ...]:
         """Changes when a file does."""

@@ -23,13 +23,15 @@ from diffkit.selftest.processes import adopt_orphans
 PRELOADED = (
     "diffkit.selftest.single_thread",
     "diffkit.backbones.unet",
-    "diffkit.cli.commands",
-    "diffkit.cli.live",
+    "typer.rich_utils",
+    "rich.progress",
     "diffkit.compose.start",
     "diffkit.engine.prepare",
     "diffkit.engine.session",
     "diffkit.engine.snapshots",
 )
+"""What takes long to import. Not diffkit.cli, whose consoles suit the terminal that there is when they are made: the
+self-test's, not its trials'."""
 
 
 @dataclass(frozen=True)
