@@ -199,6 +199,22 @@ def test_a_process_killed_from_outside_costs_nothing(tmp_path: Path) -> None:
     assert np.array_equal(first.pixels, second.pixels)
 
 
+def test_a_program_without_standard_error_decodes_as_any_other(tmp_path: Path) -> None:
+    """The process inherits nothing there, so that the descriptor is free for whatever it opens first."""
+    photo().save(tmp_path / "a.png")
+    code = (
+        "import os\nos.close(2)\n"
+        "from pathlib import Path\nfrom diffkit.engine.decoders import Decoders\n"
+        "from diffkit.engine.decoding import Frame\n"
+        "with Decoders(1) as decoders:\n"
+        "    found = decoders.decode(Path('a.png'), Frame(3, 16, 16))\n"
+        "os.write(1, found.pixels.tobytes())\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=False, timeout=25)
+    assert done.stdout == decode(tmp_path / "a.png", FRAME).pixels.tobytes()
+
+
 def test_a_process_that_cannot_start_is_the_machines_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo().save(tmp_path / "a.png")
     broken = tmp_path / "python"

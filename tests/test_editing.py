@@ -188,7 +188,7 @@ def test_between_two_noises_the_strength_stays() -> None:
         (("--from", "BROKEN"), "broken.png cannot be used"),
         (("--input", "PHOTO"), "This model makes images from noise.*--from FILE"),
         (("--size", "8x8"), "--size 8x8 is smaller than the 12x12"),
-        (("--noise", "PHOTO"), "holds no noise"),
+        (("--noise", "PHOTO"), "is damaged or not a NumPy array"),
         (("--steps", 0), "--steps"),
         (("--steps", -3), "--steps"),
         (("--set-label", "age=3"), "This model knows no attributes"),

@@ -169,6 +169,15 @@ def test_any_encoding_will_do_and_json_stays_json(cats: Path, encoding: str) -> 
     assert set(json.loads(data.stdout)["classes"]) == {"\u732b", "caf\u00e9 \U0001f63a"}
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_images_are_prepared_whichever_descriptors_are_closed(cats: Path, tmp_path: Path, closed: str) -> None:
+    """The processes that decode must not take one for another."""
+    done = shell(f"timeout 60 $DK prepare {cats.with_name('images')} -o {tmp_path / 'set'} --size 12 {closed}")
+    assert done.stdout.split() == ["0"]
+    shards = [(folder / "images-00000.npy").read_bytes() for folder in (tmp_path / "set", cats)]
+    assert shards[0] == shards[1]
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 def test_work_whose_log_is_on_a_full_disk_is_done_like_any_other(cats: Path, tmp_path: Path) -> None:
     command = [*DIFFKIT, "prepare", cats.with_name("images"), "-o", tmp_path / "set", "--size", 12]

@@ -349,6 +349,29 @@ def test_enlarged_images_are_counted(tmp_path: Path) -> None:
     assert finish(examples, tmp_path / "pad", options(crop="pad")).enlarged == 1
 
 
+def test_files_of_several_frames_give_their_first_and_are_counted(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(noise(seed)) for seed in (1, 2))
+    lossless = {"a.png": {}, "b.webp": {"lossless": True}, "c.tif": {}}
+    source = tmp_path / "images"
+    source.mkdir()
+    for name, more in {**lossless, "d.gif": {}, "e.mpo.jpg": {"format": "MPO"}}.items():
+        first.save(source / name, save_all=True, append_images=[second], **more)
+    first.save(source / "f.png")
+    first.save(source / "g.gif")
+    damaged = bytearray((source / "c.tif").read_bytes())
+    damaged[-8:] = b"\xff" * 8  # of the second page
+    (source / "h.tif").write_bytes(damaged)
+    done = finish(folder(source), tmp_path / "out")
+    assert (done.count, done.rejected) == (8, 0)
+    assert "5 files of several frames or pages: the first one is used." in done.account.remarks
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["first_of_several"] == 5
+    images = np.load(tmp_path / "out" / "images-00000.npy")
+    for index in (0, 1, 2, 5, 7):
+        assert np.array_equal(images[index], noise(1))
+    finish([Example(source / "f.png")], tmp_path / "still")
+    assert "first_of_several" not in (tmp_path / "still" / "dataset.json").read_text()
+
+
 def gradient_jpeg(width: int, height: int, **more: Any) -> io.BytesIO:
     across = np.linspace(0, 255, width)[None, :].repeat(height, 0)
     down = np.linspace(0, 255, height)[:, None].repeat(width, 1)

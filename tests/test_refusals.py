@@ -17,12 +17,13 @@ import pytest
 from conftest import TINY, call_diffkit
 from diffkit import durable, paths
 from diffkit.cli import evaluate
+from diffkit.cli.asked import read_noise
 from diffkit.cli.failure import as_diffkit_error
 from diffkit.compose import sampled
 from diffkit.compose.parts import completed, levels
 from diffkit.compose.trial import first_use
 from diffkit.config import PartChoice, parse_value, read_toml, validated
-from diffkit.errors import DiffkitError, ExitCode
+from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 
 CAPABILITIES = (0x20080522, 0)  # the version of the kernel's interface, this process
 OVERRIDE = 0b110  # of permissions, to write and to read
@@ -76,6 +77,7 @@ def test_what_may_not_be_read_is_said_to_be_so(tmp_path: Path, forbidden: None) 
         (BrokenPipeError(errno.EPIPE, "?"), 4, "Broken pipe"),
         (MemoryError(), 4, "too little free memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 99 bytes"), 4, "too little free memory"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), 4, "too little free memory"),
         (RecursionError(), 2, "nested too deeply"),
         (OverflowError("int too large to convert to float"), 2, "too large"),
         ("\udce9", 2, "surrogates not allowed"),
@@ -309,3 +311,30 @@ def test_a_schedule_that_turns_back_is_refused() -> None:
     choice, schedule = completed("schedules", PartChoice.model_validate("linear:beta_min=5,beta_max=-3"))
     with pytest.raises(DiffkitError, match="not rising numbers above 0"):
         levels(choice, schedule, settings)
+
+
+def test_noise_is_read_no_further_than_its_header_unless_it_fits(tmp_path: Path) -> None:
+    path, shape = tmp_path / "noise.npy", (1, 4, 4)
+    noise = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    np.save(path, noise)
+    assert np.array_equal(read_noise(path, shape).numpy(), noise)
+    content = path.read_bytes()
+    noise[1, 0, 2, 3] = np.nan
+    np.save(tmp_path / "nan.npy", noise)
+    for refused, words in (
+        (content.replace(b"(2, 1, 4, 4)", b"(999999999999999, 1, 4, 4)", 1), "is damaged or not"),
+        (content[:-1], "is damaged or not"),
+        (b"<html></html>", "is damaged or not"),
+        ((tmp_path / "nan.npy").read_bytes(), "not finite"),
+    ):
+        path.write_bytes(refused)
+        with pytest.raises(DiffkitError, match=words):
+            read_noise(path, shape)
+    with pytest.raises(DiffkitError, match="cannot be read: Is a directory"):
+        read_noise(tmp_path, shape)
+
+
+def test_a_link_that_leads_nowhere_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to("gone")
+    assert nearest_sibling(tmp_path / "photos") == "It is a link to 'gone', which cannot be reached. "
+    assert nearest_sibling(tmp_path / "photo") == "Did you mean 'photos'? "

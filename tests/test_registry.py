@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata as metadata
 import types
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +104,23 @@ def test_a_broken_plugin_costs_only_itself(install: Any, failure: Any, words: st
     assert "dist-bad 1.2" in str(skipped)
     with pytest.raises(DiffkitError, match="dist-bad"):
         registry.find("schedules", "missing")
+
+
+def test_what_a_plugin_prints_does_not_get_among_the_data(
+    install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talkative.py").write_text("print('imported')\ndef shape(t): return t\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def schedules() -> dict[str, str]:
+        print("asked")
+        return {"bend": "talkative:shape"}
+
+    module = types.ModuleType("plugin")
+    module.schedules = hookimpl(schedules)  # type: ignore[attr-defined]
+    assert install(Entry("mine", module)).find("schedules", "bend").function(3) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and {"asked", "imported"} <= set(err.split())
 
 
 def test_a_hook_that_does_not_exist_is_refused(install: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from diffkit.datasets import tablefile
 from diffkit.datasets.tablefile import Sheet, read_sheet
 from diffkit.errors import DiffkitError, ExitCode
 
@@ -125,3 +126,15 @@ def test_a_missing_table_suggests_its_sibling(tmp_path: Path) -> None:
         read_sheet(tmp_path / "label.csv")
     with pytest.raises(DiffkitError, match="Is a directory"):
         read_sheet(tmp_path)
+
+
+def test_a_table_is_read_no_further_than_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "file,age\na.png,1\n"
+    monkeypatch.setattr(tablefile, "LARGEST", len(text))
+    assert sheet(tmp_path, text).rows == [{"file": "a.png", "age": "1"}]
+    for path in (tmp_path / "longer.csv", Path("/dev/zero")):
+        if not path.exists():
+            path.write_text(text + "\n")
+        with pytest.raises(DiffkitError, match="larger than") as caught:
+            read_sheet(path)
+        assert caught.value.code == ExitCode.DATA

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
+from diffkit.names import shown
+
 
 class ExitCode(IntEnum):
     """What the process returns; documented in docs/reliability.md."""
@@ -50,8 +52,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def nearest_sibling(path: Path) -> str:
-    """`did_you_mean` for a path that does not exist, among what lies beside it."""
+    """`did_you_mean` for a path that does not exist, among what lies beside it; or where the link leads that it is."""
     try:
+        if path.is_symlink():
+            return f"It is a link to {shown(str(path.readlink()))}, which cannot be reached. "
         return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
     except OSError:
         return ""

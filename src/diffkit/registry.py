@@ -7,8 +7,10 @@ import importlib
 import importlib.metadata as metadata
 import importlib.util
 import inspect
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -54,7 +56,8 @@ class Part:
             return self.target
         module, _, attribute = self.target.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+            with redirect_stdout(sys.stderr):
+                return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
         except (Exception, SystemExit) as error:
             raise DiffkitError(
                 f"{self.kind[:-1].capitalize()} '{self.name}' of {self.distribution} {self.version} cannot be "
@@ -160,7 +163,8 @@ class Registry:
                         continue  # the same distribution, seen twice on the path
                     raise ImportError(f"its name is already that of a plugin of {seen[entry.name]}")
                 seen[entry.name] = distribution
-                self._register(entry.load(), entry.name, distribution, version)
+                with redirect_stdout(sys.stderr):  # what it prints must not get among our data
+                    self._register(entry.load(), entry.name, distribution, version)
             except (Exception, SystemExit) as error:
                 seconds = time.perf_counter() - start
                 self.skipped.append(Skipped(entry.name, distribution, version, _reason(error), seconds))

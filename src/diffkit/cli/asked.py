@@ -157,14 +157,18 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
 
     hint = "Take the noise.npy that diffkit invert writes."
     try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DiffkitError(f"{path} holds no noise: {error}.", hint) from error
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise DiffkitError(f"{path} cannot be read: {error.strerror or error}.", hint) from error
+    except (ValueError, EOFError) as error:
+        raise DiffkitError(f"{path} is damaged or not a NumPy array.", hint) from error
     if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.ndim != 4 or found.shape[1:] != shape:
         wanted = "x".join(map(str, shape))
         what = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "something else"
         raise DiffkitError(f"{path} holds {what}, and this model needs float32 [N, {wanted}].", hint)
-    return torch.from_numpy(found)
+    if not np.isfinite(found).all():
+        raise DiffkitError(f"{path} holds values that are not finite.", "Run diffkit invert again.")
+    return torch.from_numpy(np.array(found))
 
 
 def _classes(known: Sequence[str], given: Sequence[str]) -> tuple[dict[str, float], list[str]]:

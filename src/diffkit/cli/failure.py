@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 
 from diffkit.cli.console import err, plain
 from diffkit.errors import DiffkitError, ExitCode
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+UNMAPPED = re.compile("failed to map segment|cannot allocate memory", re.IGNORECASE)
+"""What the dynamic linker says when a library does not fit into memory."""
 
 
 def explained(error: BaseException, *, interrupted: bool) -> int:
@@ -70,7 +73,7 @@ def _of_the_system(error: OSError) -> DiffkitError:
 
 
 def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError | OSError) and UNMAPPED.search(str(error))):
         return True
     if "torch" not in sys.modules or not isinstance(error, Exception):
         return False

@@ -132,9 +132,12 @@ def _opened_anew(descriptor: int) -> int:
 
 
 def _occupy() -> None:
-    """Standard descriptors that are closed lead nowhere, lest the next file that is opened takes their place."""
+    """Standard descriptors that are closed lead nowhere, here and in the processes that we start.
+
+    Otherwise the next file that is opened would take their place.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

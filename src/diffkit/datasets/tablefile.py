@@ -16,6 +16,7 @@ from typing import Any
 from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+LARGEST = 512 * 2**20  # bytes of a table; more is some other file, or a device without an end
 FORMS = "Give a .csv or .tsv whose first line names the columns, or .jsonl with an object on each line."
 
 _BOMS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig"}
@@ -58,7 +59,7 @@ class Sheet:
 def read_sheet(path: Path) -> Sheet:
     """The table at `path`. Raises DiffkitError, naming the line, for anything that is not one, or is empty."""
     try:
-        text, encoding = _text(path.read_bytes())
+        text, encoding = _text(_bytes(path))
         suffix = path.suffix.lower()
         if suffix in {".jsonl", ".ndjson"} or _begins_with_object(text):
             sheet = _json_lines(path, text, encoding)
@@ -75,6 +76,15 @@ def read_sheet(path: Path) -> Sheet:
     if not sheet.rows or not sheet.columns:
         raise DiffkitError(f"{path} holds no rows.", FORMS, code=ExitCode.DATA)
     return sheet
+
+
+def _bytes(path: Path) -> bytes:
+    """What the file holds, read no further than `LARGEST`."""
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST / 2**20:,.0f} MiB")
+    return data
 
 
 def _text(data: bytes) -> tuple[str, str]:

@@ -29,8 +29,10 @@ _SIZES = struct.Struct("<II")
 def main() -> None:
     """Arguments: bytes of memory that this process may hold, seconds of computing that one image may take."""
     memory, seconds = int(sys.argv[1]), int(sys.argv[2])
+    while (nowhere := os.open(os.devnull, os.O_WRONLY)) < 3:
+        pass  # a standard descriptor that was closed must not become that of the answers
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libtiff and others print their remarks
+    os.dup2(nowhere, 1)  # libtiff and others print their remarks
     _end_with_parent()
     _limit_memory(memory)
     try:

@@ -44,7 +44,8 @@ class Frame:
 
 class Decoded(NamedTuple):
     """Pixels uint8 [H, W, C] and their sha256, and of the upright original: its width and height, whether the file says
-    that it is gray, and the largest of its 16-bit samples (0 = it has 8 bits)."""
+    that it is gray, and the largest of its 16-bit samples (0 = it has 8 bits). `several`: it was the first of several
+    frames or pages."""
 
     pixels: Pixels
     width: int
@@ -52,6 +53,7 @@ class Decoded(NamedTuple):
     gray: bool
     peak: int
     sha256: str
+    several: bool = False
 
 
 Answer: TypeAlias = Decoded | bool | RejectedImage
@@ -83,7 +85,8 @@ def decode(image: ImageLike, frame: Frame) -> Decoded:
         else:
             pixels = fitted(samples, height, width, frame.channels, frame.crop, frame.background, frame.key)
         pixels = np.ascontiguousarray(pixels)
-        return Decoded(pixels, *(original or size), gray, samples.peak, sha256(pixels.data).hexdigest())
+        found = sha256(pixels.data).hexdigest()
+        return Decoded(pixels, *(original or size), gray, samples.peak, found, _has_several(source))
 
 
 def looks_gray(image: ImageLike) -> bool:
@@ -103,6 +106,17 @@ def opened(image: ImageLike) -> AbstractContextManager[Image.Image]:
             raise RejectedImage(f"not an image: an array {image.dtype} {image.shape}")
         return nullcontext(Image.fromarray(image if image.shape[2:] != (1,) else image[..., 0]))
     return image()
+
+
+def _has_several(image: Image.Image) -> bool:
+    """Whether more frames or pages follow; previews that cameras put behind a JPEG do not count.
+
+    It may have to look at the second one, so ask when the pixels of the first are done with.
+    """
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # the second is damaged, which is no fault of the first
+        return True
 
 
 def _times(size: tuple[int, int], frame: Frame) -> int:

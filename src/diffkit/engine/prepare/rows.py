@@ -28,7 +28,7 @@ _SHAPE_TOLERANCE = 0.02
 class Row:
     """What becomes of one example: pixels, or the reason why not; `input`: those of the paired image.
 
-    `peak`: the largest 16-bit sample of the image, 0 if it has 8 bits.
+    `peak`: the largest 16-bit sample of the image, 0 if it has 8 bits. `several`: more frames or pages follow.
     """
 
     id: str
@@ -43,6 +43,7 @@ class Row:
     input: Pixels | None = None
     part: str | None = None
     peak: int = 0
+    several: bool = False
 
 
 class Channels(NamedTuple):
@@ -131,6 +132,7 @@ def _row(
         input=beside,
         part=example.part,
         peak=found.peak,
+        several=found.several,
     )
 
 

@@ -43,6 +43,7 @@ class Writer:
     account: Account
     rejected: int = 0
     enlarged: int = 0
+    several: int = 0
     duplicates: int = 0
     deep: int = 0
     peak: int = 0
@@ -119,6 +120,7 @@ class Writer:
         self.duplicates += key in self.seen
         self.seen.add(key)
         self.enlarged += self._was_enlarged(row)
+        self.several += row.several
         self.deep += row.peak > 0
         self.peak = max(self.peak, row.peak)
         self.examples_file.add(
@@ -155,6 +157,10 @@ class Writer:
                 images.write_beside("attributes", self._values(name))
         for name, reason in self.account.skipped:
             self.rejected_file.add({"id": name, "path": name, "reason": reason})
+        if self.several:
+            what = plural(self.several, "file of several frames or pages")
+            self.account.remarks.append(f"{what}: the first one is used.")
+            self.account.record["first_of_several"] = self.several
         self.examples_file.finish()
         self.rejected_file.finish()
         finished = Finished(
