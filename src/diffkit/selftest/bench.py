@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from diffkit.errors import DiffkitError, ExitCode
 from diffkit.selftest.lab import Lab
 from diffkit.selftest.processes import adopt_orphans
 
@@ -165,6 +167,10 @@ def opened(folder: Path, workers: int) -> Iterator[Bench]:
     try:
         pool.submit(partial(build, lab)).result()
         yield Bench(lab, pool, workers)
+    except BrokenProcessPool as error:
+        raise DiffkitError(
+            "A process of the self-test was ended from outside.", "Is there too little memory?", code=ExitCode.MACHINE
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
