@@ -38,12 +38,6 @@ def test_failures_are_explained(error: OSError, text: str) -> None:
     assert text in caught.value.message and caught.value.code == ExitCode.MACHINE
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (2**20, "1 MiB")])
-def test_sizes(count: int, text: str) -> None:
-    assert durable._size(count) == text
-    assert durable._size(3 * 2**30) == "3 GiB" and durable._size(2**30 - 1) == "1023 MiB"
-
-
 def test_the_space_that_is_free_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
     assert durable.free_space(tmp_path / "a" / "b") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY, call_diffkit, write_images
-from diffkit.names import LONGEST, command, file_names, shown
+from diffkit.names import LONGEST, bytes_text, command, file_names, shown
 
 NASTY = [
     "plain",
@@ -132,3 +132,18 @@ def test_a_file_name_is_printed_as_it_is(tmp_path: Path) -> None:
     """Rich would make signs of :warning: and take [red] for a colour."""
     done = call_diffkit("show", tmp_path / ":warning:[red]")
     assert ":warning:[red]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (2**20, "1 MiB"),
+        (3 * 2**29, "1.5 GiB"),
+        (5 * 2**40, "5120.0 GiB"),
+    ],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert bytes_text(count) == text
