@@ -54,8 +54,8 @@ def prepare(
 ) -> None:
     """Read every image once, crop it to one size, and pack them for training.
 
-    Sub-folders become classes. Whatever cannot be read is listed in rejected.jsonl with the reason; nothing of yours
-    is changed or deleted.
+    Sub-folders become classes. Whatever cannot be read is listed in rejected.jsonl with the reason.
+    Nothing of yours is changed or deleted.
     """
     from itertools import count
 

@@ -25,8 +25,8 @@ def selftest(
 ) -> None:
     """Kill, interrupt, damage and starve diffkit on this disk, and see whether anything is lost.
 
-    Small trainings are killed at random and at every write, files are flipped and cut, disks are full, power is cut
-    (in a model of it), images and settings are broken. Nothing outside a temporary folder is touched.
+    Small trainings are killed at random and at every write; files, images and settings are damaged, disks are full.
+    Power cuts are tried in a model. Nothing outside a temporary folder is touched.
     """
     import dataclasses
 
