@@ -31,7 +31,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "src" / "diffkit"
 TESTED = {
     "checksum.py": ["test_integrity.py", "test_saver.py"],
-    "durable.py": ["test_durable_errors.py", "test_durable.py", "test_selftest.py", "test_rundir.py"],
+    "durable.py": [
+        "test_durable_order.py",
+        "test_durable_errors.py",
+        "test_durable.py",
+        "test_selftest.py",
+        "test_rundir.py",
+    ],
     "engine/checkpoint.py": ["test_durable_errors.py", "test_saver.py", "test_integrity.py"],
     "engine/modelfile.py": ["test_integrity.py", "test_durable_errors.py", "test_saver.py"],
 }

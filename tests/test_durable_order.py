@@ -14,7 +14,7 @@ from diffkit import durable
 
 @pytest.fixture
 def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Operations below the test's folder as they come; temporary names are TEMP, a sync says how much was on the disk."""
+    """Operations below the test folder as they come; temporary names are TEMP, a sync says how much is on the disk."""
     operations: list[str] = []
 
     def name(path: Path | str) -> str:
