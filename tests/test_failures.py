@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 from conftest import TINY, call_diffkit
 from diffkit import durable
 from diffkit.core.ema import update_ema
+from diffkit.durable import read_lines
 from diffkit.engine.checkpoint import latest_checkpoint
 from diffkit.engine.train import State
 from diffkit.errors import ExitCode
@@ -272,3 +274,23 @@ def test_a_pass_that_is_given_up_leaves_no_trace_in_the_buffers() -> None:
     assert not torch.equal(network[1].running_mean, before["1.running_mean"])  # type: ignore[arg-type]
     state.forget_pass()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_line_that_could_not_be_written_is_there_once_its_state_is_saved(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failed = durable.write, []
+
+    def write(file: Any, data: Any) -> None:
+        if b'"step": 3' in bytes(data) and not failed:
+            failed.append(data)
+            raise OSError(errno.EIO, "Input/output error")
+        real(file, data)
+
+    monkeypatch.setattr(durable, "write", write)
+    run = tmp_path / "run"
+    options = ("train", dataset, "-o", run, *TINY, "--preview-every", 0, "--validate-every", 0, "--steps", 5)
+    assert call_diffkit(*options).returncode == ExitCode.MACHINE
+    assert failed
+    assert call_diffkit(*options).returncode == 0
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from diffkit.compose.records import names, record_of
 from diffkit.compose.trial import check_weighting, first_use
 from diffkit.config import Settings, to_tables
 from diffkit.engine.distributed import ALONE, World
+from diffkit.errors import DiffkitError
 from diffkit.interfaces import ImageSpec
 from diffkit.rundir import RunDir
 
@@ -82,17 +84,23 @@ class Training:
         from diffkit.engine.train import NonFinite
 
         begun = self.state.images_seen
+        unwritten: Event | None = None
         try:
             for event in self._events(cadence, report_every, should_stop, reference, on_nan):
                 if isinstance(event, NonFinite):
                     event = self.named(event)
+                unwritten = event
                 self.add_to_metrics(event)
+                unwritten = None
                 yield event
                 if trackers is not None:
                     yield from trackers.tell(event)
             if trackers is not None:
                 yield from trackers.finish()
         except BaseException as error:
+            if unwritten is not None:  # the line belongs to the state that is now saved
+                with suppress(DiffkitError):
+                    self.add_to_metrics(unwritten)
             outcome, failure = ended_by(self, error, begun)
             if failure is not None:
                 raise failure from error
