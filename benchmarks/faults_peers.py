@@ -383,7 +383,7 @@ def table(record: dict[str, Any]) -> str:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    wrong = {what: count for what, count in row["what"].items() if count <= row["wrong"] and what not in RIGHT}
+    wrong = {what: count for what, count in dict(row["what"]).items() if count <= row["wrong"] and what not in RIGHT}
     most = f": {max(wrong, key=lambda what: wrong[what])}" if row["wrong"] and wrong else ""
     return f"{row['wrong']} of {row['trials']}{most}"
 
