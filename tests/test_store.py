@@ -135,8 +135,8 @@ def test_verify_names_the_changed_shard_and_both_hashes(store_path: Path) -> Non
     data[-1] ^= 1
     shard.write_bytes(data)
     (problem,) = store.verify()
-    assert "images-00001.npy" in problem and before in problem
-    assert hashlib.sha256(data).hexdigest() in problem
+    assert "images-00001.npy" in problem and before[:12] in problem
+    assert hashlib.sha256(data).hexdigest()[:12] in problem
     assert problem in failure(store_path)
     assert Store.open(store_path, verify=False).count == 7
     shard.unlink()
