@@ -2,9 +2,10 @@
 
     python benchmarks/beside.py DATA
 
-The tiny network on a small prepared set, as many threads as processors. Compared are OpenMP's threads as they wait by
-default, and as the command line has them wait (or `--spins`). Speeds are images a second by the runs' own metrics. Each
-round measures one alone and two together with each way of waiting. Writes results/beside.json.
+The `tiny` preset, as many threads as processors: as the command line chooses batch and precision, and a
+quarter as wide with batches of 8 in float32, where a step is many short waits. Each with turns
+(`diffkit.engine.turns`) and without, alone and two together in each round. Speeds are images a second by the runs' own
+metrics. Writes results/beside.json.
 """
 
 from __future__ import annotations
@@ -21,24 +22,33 @@ from common import asked, processor, spread, write
 from diffkit.durable import read_lines
 from diffkit.engine.processors import SPINS
 
-SECONDS, SKIPPED = 12, 0.3
-LIBGOMP_DEFAULT = 300_000
+SECONDS, SKIPPED = 20, 0.3
+NETWORKS = {
+    "default": (),
+    "narrow": ("--set", "backbone.width=16", "--batch-size", 8, "--precision", "float32"),
+}
+COMMAND = {
+    True: ("-m", "diffkit"),
+    False: (
+        "-c",
+        "from diffkit.engine.turns import Turns; Turns.take = lambda self: None; from diffkit.cli import main; main()",
+    ),
+}
 
 
-def started(data: Path, run: Path, spins: int) -> subprocess.Popen[bytes]:
-    network = ("--preset", "tiny", "--set", "backbone.width=16", "--batch-size", 8, "--precision", "float32")
+def started(data: Path, run: Path, network: str, turns: bool) -> subprocess.Popen[bytes]:
     fixed = ("--device", "cpu", "--time", f"{SECONDS}s", "--validate-every", 0, "--preview-every", 0)
-    command = [sys.executable, "-m", "diffkit", *map(str, ["train", data, "-o", run, *network, *fixed])]
+    arguments = ["train", data, "-o", run, "--preset", "tiny", *NETWORKS[network], *fixed]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environment["GOMP_SPINCOUNT"] = str(spins)
+    command = [sys.executable, *COMMAND[turns], *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 
 
-def speeds(data: Path, count: int, spins: int) -> list[float]:
+def speeds(data: Path, count: int, network: str, turns: bool) -> list[float]:
     """Images a second of each of `count` trainings at once."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [Path(folder) / str(number) for number in range(count)]
-        for process in [started(data, run, spins) for run in runs]:
+        for process in [started(data, run, network, turns) for run in runs]:
             assert process.wait() == 0
         found = []
         for run in runs:
@@ -49,32 +59,19 @@ def speeds(data: Path, count: int, spins: int) -> list[float]:
 
 
 def main() -> None:
-    options = asked(data=True, rounds=3, spins=int(SPINS))
-    alone: dict[int, list[float]] = {LIBGOMP_DEFAULT: [], options.spins: []}
-    beside: dict[int, list[float]] = {spins: [] for spins in alone}
-    for _ in range(options.rounds):
-        for spins in alone:
-            (one,) = speeds(options.data, 1, spins)
-            two = statistics.mean(speeds(options.data, 2, spins))
-            alone[spins].append(one)
-            beside[spins].append(two)
-            print(f"{spins} spins: alone {one:.0f}, beside another {two:.0f}: {2 * two / one:.2f} of half", flush=True)
-    figures = {
-        str(spins): {
-            "alone": spread(alone[spins]),
-            "beside": spread(beside[spins]),
-            "of_half": spread([2 * two / one for one, two in zip(alone[spins], beside[spins], strict=True)]),
-        }
-        for spins in alone
-    }
-    best = max(statistics.median(values) for values in alone.values())
-    cost = 1 - statistics.median(alone[options.spins]) / statistics.median(alone[LIBGOMP_DEFAULT])
-    of_best = 2 * statistics.median(beside[options.spins]) / best
-    write(
-        "beside",
-        {"processor": processor(), "seconds": SECONDS, "cost_alone": round(cost, 3), "of_best_half": round(of_best, 3)}
-        | {"spins": figures, "command_line": options.spins},
-    )
+    options = asked(data=True, rounds=3)
+    rows = []
+    for network in NETWORKS:
+        for turns in (False, True):
+            alone, beside = [], []
+            for _ in range(options.rounds):
+                alone += speeds(options.data, 1, network, turns)
+                beside.append(statistics.mean(speeds(options.data, 2, network, turns)))
+                print(f"{network}, turns {turns}: alone {alone[-1]:.0f}, beside {beside[-1]:.0f}", flush=True)
+            of_half = [2 * two / one for one, two in zip(alone, beside, strict=True)]
+            rows.append({"network": network, "turns": turns, "alone": spread(alone), "beside": spread(beside)})
+            rows[-1]["of_half"] = spread(of_half)
+    write("beside", {"processor": processor(), "seconds": SECONDS, "spins": int(SPINS), "rows": rows})
 
 
 if __name__ == "__main__":

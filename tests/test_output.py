@@ -230,6 +230,14 @@ def test_tables_lose_nothing_however_narrow_the_terminal(monkeypatch: pytest.Mon
     assert console.file.getvalue().split() == 2 * cells  # type: ignore[attr-defined]
 
 
+def test_in_a_pipe_no_cell_of_a_table_is_cut_or_folded() -> None:
+    listed = run_diffkit("plugins", "list").stdout
+    parts = json.loads(run_diffkit("plugins", "list", "--json").stdout)["parts"]
+    assert len(parts) > 20
+    for part in parts:
+        assert any(part["name"] in line and line.rstrip().endswith(part["summary"]) for line in listed.splitlines())
+
+
 def test_the_line_of_a_training_drops_its_last_figures_where_they_do_not_fit() -> None:
     texts = ["304 / 9,600 images", "loss 0.9840", "56 img/s", "2m47s left", "728 MiB"]
     assert fitting(texts, 200) == "  ".join(texts)

@@ -27,15 +27,19 @@ Result = TypeVar("Result")
 
 NARROWEST = 20  # columns of a bar
 TABLE = 80  # columns
+UNLIMITED = 100_000  # columns
 
 
 class _Data(Console):
-    """Tables keep their width, and go on in the next line of a narrower terminal, rather than lose their content."""
+    """Tables keep their width, and go on in the next line of a narrower terminal, rather than lose their content.
+
+    In a file or a pipe they are as wide as their content: no cell is cut or folded there.
+    """
 
     @property
     def size(self) -> ConsoleDimensions:
         found = super().size
-        return ConsoleDimensions(max(found.width, TABLE), found.height)
+        return ConsoleDimensions(max(found.width, TABLE) if self.file.isatty() else UNLIMITED, found.height)
 
     @size.setter
     def size(self, new: tuple[int, int]) -> None:

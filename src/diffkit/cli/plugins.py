@@ -33,7 +33,7 @@ def list_parts(
         return
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=out.file.isatty())
     table.add_column("kind", no_wrap=True)
     table.add_column("name", style="green", no_wrap=True)
     table.add_column("from", no_wrap=True)

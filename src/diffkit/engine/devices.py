@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.engine.functions import fast_functions
+from diffkit.engine.turns import turns
 from diffkit.errors import DiffkitError, ExitCode
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -108,14 +109,16 @@ def _seconds(forward: Callable[[], Tensor], contexts: Sequence[Autocast], device
     Three turns after one that warms up; up to eight while they are short, when one is easily disturbed.
     """
     times: list[list[float]] = [[] for _ in contexts]
-    while len(times[0]) < 4 or (len(times[0]) < 9 and sum(map(sum, times)) < SHORT):
-        for context, own in zip(contexts, times, strict=True):
-            start = time.perf_counter()
-            with fast_functions(device):  # as the training will
-                with context():
-                    result = forward().float().square().mean()
-                result.backward()
-            own.append(time.perf_counter() - start)
+    with turns(device) as turn:
+        while len(times[0]) < 4 or (len(times[0]) < 9 and sum(map(sum, times)) < SHORT):
+            turn.take()
+            for context, own in zip(contexts, times, strict=True):
+                start = time.perf_counter()
+                with fast_functions(device):  # as the training will
+                    with context():
+                        result = forward().float().square().mean()
+                    result.backward()
+                own.append(time.perf_counter() - start)
     return [min(own[1:]) for own in times]
 
 

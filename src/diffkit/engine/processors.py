@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-SPINS = "1000"
+SPINS = "3000"
 CGROUPS = Path("/sys/fs/cgroup")
 MEMINFO, OWN_GROUP = Path("/proc/meminfo"), Path("/proc/self/cgroup")
 _from_outside = frozenset(os.environ)

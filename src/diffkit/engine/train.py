@@ -21,6 +21,7 @@ from diffkit.engine.gradients import Gradients, Levels, Loss, Objective
 from diffkit.engine.optimizer import AdamW
 from diffkit.engine.progress import NonFinite, OnNan, Progress, Report
 from diffkit.engine.threads import beside
+from diffkit.engine.turns import turns
 from diffkit.errors import DiffkitError, ExitCode
 
 __all__ = ["NonFinite", "OnNan", "Progress", "Recipe", "Reduced", "Remark", "State", "load_exactly", "train", "under"]
@@ -179,7 +180,7 @@ def train(
     share = world.share(recipe.batch_size)
     micro_batch = min(recipe.micro_batch, -(-recipe.batch_size // world.size))
     piece = recipe.batch_size // PIECES if recipe.exact_elastic else None
-    with beside("reader") as reader:
+    with beside("reader") as reader, turns(device, world.size) as turn:
         pinned = device.type == "cuda"
 
         def read(first: int) -> Future[Batch]:
@@ -188,8 +189,10 @@ def train(
         following = read(state.images_seen)
         while until_images is None or state.images_seen < until_images:
             start = time.perf_counter()
+            turn.take()
+            waiting = time.perf_counter()
             batch = following.result()
-            report.waited += time.perf_counter() - start
+            report.waited += time.perf_counter() - waiting
             first = state.images_seen + recipe.batch_size
             step = first // recipe.batch_size
             following = read(first)

@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffkit.errors import DiffkitError, ExitCode
 from diffkit.selftest import damage
 from diffkit.selftest.actions import ACTIONS, TINY, difference
 from diffkit.selftest.bench import Bench, Trial, row
 from diffkit.selftest.lab import Lab, Outcome
 
 PARTS = ("checkpoint", "model", "set")
+COMMANDS = 10
+"""Every so many flips of each part, a command meets one; the others are read by what all commands read with."""
 
 
 @row(6, "a checkpoint, model or data set that is truncated")
@@ -33,12 +36,15 @@ def truncated(bench: Bench) -> Iterator[Trial]:
 def flipped(bench: Bench) -> Iterator[Trial]:
     chance = random.Random(7)
 
-    def flips(part: str) -> tuple[str, str, str, int]:
+    def flips(part: str) -> tuple[str, str, int]:
         files = files_of(bench.lab, part)
         file = chance.choices(files, [path.stat().st_size for path in files])[0]
-        return part, file.name, "flip", chance.randrange(8 * file.stat().st_size)
+        return part, file.name, chance.randrange(8 * file.stat().st_size)
 
-    return bench.each(harmed, (flips(PARTS[number % 3]) for number in range(10**6)))
+    for start in range(0, 10**6, 3 * COMMANDS):
+        yield from bench.each(harmed, ((part, name, "flip", place) for part, name, place in map(flips, PARTS)))
+        rest = (flips(PARTS[number % 3]) for number in range(start + 3, start + 3 * COMMANDS))
+        yield from bench.each(misread, rest)
 
 
 @row(30, "a data set changed, moved or damaged between two starts")
@@ -81,6 +87,38 @@ def harmed(lab: Lab, part: str, name: str, way: str, place: int) -> Trial:
         problem = outcome.unlike(0, "older checkpoint") or difference(lab.folder / "expected" / "resume", room / "run")
     shutil.rmtree(room)
     return Trial(f"{name} of a {part}, {way} at {place}", problem)
+
+
+def misread(lab: Lab, part: str, name: str, place: int) -> Trial:
+    """A bit of a file is flipped, and the file read: it has to be found out."""
+    from diffkit.engine.checkpoint import latest_checkpoint
+    from diffkit.engine.modelfile import read_model
+    from diffkit.engine.store import Store
+
+    room = lab.room()
+    if part == "set":
+        shutil.copytree(lab.data, room / "read")
+        file = room / "read" / name
+    else:
+        source = newest(lab.run) if part == "checkpoint" else lab.run / "model.safetensors"
+        file = room / "read" / source.parent.name / source.name
+        file.parent.mkdir(parents=True)
+        shutil.copy(source, file)
+    damage.flip(file, place)
+    try:
+        if part == "checkpoint":
+            latest_checkpoint(file.parents[1])
+        elif part == "model":
+            read_model(file)
+        else:
+            Store.open(file.parent)
+        problem = "nothing was noticed"
+    except DiffkitError as error:
+        problem = "" if error.code in {ExitCode.DATA, ExitCode.MODEL} else f"exit code {error.code}: {error}"
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    shutil.rmtree(room)
+    return Trial(f"{name} of a {part}, read with bit {place} flipped", problem)
 
 
 def _harm(file: Path, way: str, place: int) -> None:
