@@ -335,3 +335,15 @@ def to_tables(settings: Settings) -> dict[str, Any]:
 
     tables: dict[str, Any] = plain(settings)
     return tables
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two of `to_tables`: "train.lr = 0.01 (was 0.001)"."""
+    found = []
+    for key in [*now, *(key for key in before if key not in now)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} = {shown(new)} (was {shown(old)})")
+    return found

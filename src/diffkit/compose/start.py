@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from diffkit.compose.model import check_finite, model_path
 from diffkit.compose.parts import denoiser_of, network_of
 from diffkit.compose.settings import new_settings, resumed_settings, training_spec
 from diffkit.compose.training import Training
-from diffkit.config import Settings
+from diffkit.config import Settings, differences, to_tables
 from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.rundir import RunDir
@@ -96,10 +97,20 @@ def _check_belongs(checkpoint: Checkpoint | None, run: RunDir) -> None:
         )
     if checkpoint.config and checkpoint.config != run.config_sha256():
         raise DiffkitError(
-            f"{run.config} is not what it was when the checkpoint was written: the run cannot go on with it.",
-            "Restore it, or train with other settings into another place with -o.",
+            f"{run.config} is not what it was when the checkpoint was written{_edits(run)}.",
+            "The run cannot go on with it. Restore it, or train with other settings into another place with -o.",
             code=ExitCode.MODEL,
         )
+
+
+def _edits(run: RunDir) -> str:
+    """What is set otherwise than in the model of the run, if that can be read; as an end of a sentence."""
+    from diffkit.engine.modelfile import read_model_header
+
+    edits: list[str] = []
+    with suppress(DiffkitError):
+        edits = differences(read_model_header(run.model)["settings"], to_tables(run.settings()))
+    return f": {', '.join(edits)}" if edits else ""
 
 
 def _initialise(network: nn.Module, path: Path) -> list[str]:
