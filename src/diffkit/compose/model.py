@@ -164,7 +164,7 @@ class Model:
         asked = self.wishes(wishes)
         batch_size = batch_size or self.default_batch
         calls = len(indices) // batch_size * len(plan.sigmas)
-        denoiser = self.denoiser if size else for_many(self.denoiser, self.spec, batch_size, calls)
+        denoiser = self.denoiser if size else for_many(self.denoiser, self.spec, self.device, batch_size, calls)
         made = sample(denoiser, self.spec, plan, indices, asked, batch_size=batch_size, size=size)
         return self.world.computed(made)
 

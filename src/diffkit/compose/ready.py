@@ -19,7 +19,7 @@ MANY_CALLS = 300
 """Network calls from which it is tried whether compiling pays."""
 
 
-def for_many(denoiser: Denoiser, spec: ImageSpec, images: int, calls: int) -> Denoiser:
+def for_many(denoiser: Denoiser, spec: ImageSpec, device: torch.device, images: int, calls: int) -> Denoiser:
     """The denoiser for so many network calls with `images` at once: compiled, on a GPU, where they pay for it.
 
     `denoiser` as it samples; what fails is done without.
@@ -28,7 +28,7 @@ def for_many(denoiser: Denoiser, spec: ImageSpec, images: int, calls: int) -> De
     from diffkit.engine.speed import OfOneShape, layout_of, prepared
 
     network = denoiser.network
-    if calls < MANY_CALLS or next(network.parameters()).device.type != "cuda":
+    if calls < MANY_CALLS or device.type != "cuda":
         return denoiser
     own = network.network if isinstance(network, Graphed) else network
     plain = layout_of(own)
