@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diffkit.config import NO_FLOAT16
 from diffkit.engine.functions import fast_functions
 from diffkit.engine.turns import turns
 from diffkit.errors import DiffkitError, ExitCode
@@ -100,8 +99,7 @@ def has_bfloat16(device: torch.device) -> bool:
 def check_precision(precision: str, device: torch.device) -> None:
     """Raises DiffkitError if there is no such precision, or if the device cannot compute in it; slowly will do."""
     if precision not in ("float32", "bfloat16"):
-        reason = f"{NO_FLOAT16}." if precision == "float16" else f"No precision called '{precision}'."
-        raise DiffkitError(reason, "Choose auto, float32 or bfloat16.")
+        raise DiffkitError(f"No precision called '{precision}'.", "Choose auto, float32 or bfloat16.")
     if precision == "bfloat16" and device.type == "cuda" and not has_bfloat16(device):
         major, minor = torch.cuda.get_device_capability(device)
         raise DiffkitError(
