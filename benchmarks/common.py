@@ -30,18 +30,18 @@ def only_steps(events: Iterable[Any]) -> Iterator[Any]:
             print("  ", event, flush=True)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, processor and load."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions, device (a GPU if there is one, unless named) and load."""
     import torch
 
     import diffkit
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    on_gpu = torch.cuda.is_available() and (device is None or device.type == "cuda")
     return {
         "diffkit": diffkit.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
@@ -56,18 +56,28 @@ def processor() -> str:
     return f"{name}, AMX" if has_amx() else name
 
 
+def place(device: torch.device) -> str:
+    """By what results are kept apart: the kind of device, of GPUs the model ("cuda-h100-80gb-hbm3")."""
+    import torch
+
+    if device.type != "cuda":
+        return device.type
+    name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    return f"cuda-{name.removeprefix('nvidia-')}"
+
+
 def kind(device: torch.device) -> str:
-    """By what results are kept apart: CPUs with AMX for bfloat16 are another kind than those without."""
+    """As `place`; CPUs with AMX for bfloat16 are another kind than those without."""
     from diffkit.engine.attention import has_amx
 
-    return "cpu-amx" if device.type == "cpu" and has_amx() else device.type
+    return "cpu-amx" if device.type == "cpu" and has_amx() else place(device)
 
 
-def write(name: str, figures: dict[str, Any]) -> Path:
+def write(name: str, figures: dict[str, Any], device: torch.device | None = None) -> Path:
     """Keep the figures as `results/NAME.json`."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"environment": environment(), **figures}, indent=1) + "\n")
+    path.write_text(json.dumps({"environment": environment(device), **figures}, indent=1) + "\n")
     print(f"written to {path}")
     return path
 
