@@ -85,8 +85,9 @@ def unpacked(wheels: Path, into: Path) -> Path:
 
 def _modules(archive: zipfile.ZipFile) -> set[str]:
     """Top-level names that a wheel brings."""
-    parts = [name.split("/") for name in archive.namelist() if name.endswith((".py", ".so"))]
-    return {each[0].split(".")[0] for each in parts if ".data" not in each[0] and ".libs" not in each[0]}
+    names = [re.sub(r"^[^/]*\.data/\w+lib/", "", name) for name in archive.namelist() if name.endswith((".py", ".so"))]
+    tops = {name.split("/")[0] for name in names}
+    return {top.split(".")[0] for top in tops if not top.endswith((".libs", ".data"))}
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -29,6 +30,7 @@ from diffkit.names import bytes_text
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+_SYNCERS = 16
 _LONGEST = 60  # characters of a name that its temporary name repeats
 _TEMPORARY = re.compile(r"\.(?P<name>.*)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 
@@ -162,8 +164,6 @@ def write_aside(path: Path, data: bytes) -> Path:
         try:
             with create(temporary) as file:
                 write(file, data)
-                file.flush()
-                _start_writing(file.fileno())
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -176,10 +176,13 @@ def publish(aside: Mapping[Path, Path]) -> None:
     All are synced before any is renamed, and each folder once after that, which costs a fraction of what `write_bytes`
     takes for each. After an error some may have been renamed; none of the others is left behind.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     try:
-        for path, temporary in aside.items():
-            with explained(path), temporary.open("rb") as file:
-                sync(file.fileno())
+        if len(aside) > 1:
+            _write_back(next(iter(aside)).parent)
+        with ThreadPoolExecutor(_SYNCERS) as threads:  # who waits for the disk together waits once
+            deque(threads.map(_sync_aside, aside.items()), maxlen=0)
         for path, temporary in aside.items():
             with explained(path):
                 rename(temporary, path)
@@ -197,11 +200,26 @@ def discard(aside: Iterable[Path]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _start_writing(descriptor: int) -> None:
-    """Have Linux begin to write a file to the disk: of many, one fsync then waits for the others, too."""
+def _sync_aside(names: tuple[Path, Path]) -> None:
+    path, temporary = names
+    with explained(path), temporary.open("rb") as file:
+        sync(file.fileno())
+
+
+def _write_back(folder: Path) -> None:
+    """Have Linux write all that waits for this file system's disk, so that an fsync of each of many files is short.
+
+    Best effort: older kernels do not report its errors, those fsyncs do.
+    """
     if sys.platform == "linux":
-        with suppress(OSError):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        import ctypes
+
+        with suppress(OSError, AttributeError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                ctypes.CDLL(None).syncfs(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
