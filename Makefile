@@ -10,7 +10,7 @@ SEED ?= 0
 # The tests run in as many processes as there are processors, at most eight, of one thread each.
 PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-long faults mutants lint bench bench-gpu samplers clean
+.PHONY: demo test test-long faults mutants lint bench bench-gpu gpu-check gpu-wheels samplers clean
 
 demo: $(READY)
 	$(BIN)/diffkit demo
@@ -51,18 +51,24 @@ bench: $(READY)
 	$(BIN)/python benchmarks/backbones.py $(DATA)
 	$(BIN)/python benchmarks/quality.py $(DATA) --seed $(SEED)
 
-# On a machine with a GPU. DATA: a set prepared at 128x128; WHEELS: a folder of wheels, where there is no network.
+# On a machine with a GPU, by a Python that has torch. WHEELS: a folder that `make gpu-wheels` has filled elsewhere, for
+# a machine without a package index; else `pip install '.[bench,demo]'` and, without dependencies, k-diffusion first.
 GPU_PYTHON ?= $(PYTHON)
+WHEELS ?=
+
+# Is all right there, and how fast? Less than ten minutes; ONLY=graphs,profile for some of it.
+gpu-check:
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS)) $(if $(ONLY),--only $(ONLY))
+
+# LEG: demo, training, sampling, costs, backbones or quality, by default all of them; the last three train on DATA, a set
+# prepared at 128x128. What a call that was cut off had measured is not measured again.
 bench-gpu:
-	@test "$(DATA)" != demo/data || { echo "Name a set prepared at 128x128: make bench-gpu DATA=SET"; exit 2; }
-	$(GPU_PYTHON) -m pip install $(if $(WHEELS),--no-index --no-build-isolation --find-links $(WHEELS)) '.[bench,demo]'
-	$(GPU_PYTHON) -m pip install $(if $(WHEELS),--no-index --find-links $(WHEELS)) --no-deps k-diffusion
-	$(GPU_PYTHON) -m diffkit demo --device cuda
-	$(GPU_PYTHON) benchmarks/training.py --device cuda
-	$(GPU_PYTHON) benchmarks/sampling.py --device cuda
-	$(GPU_PYTHON) benchmarks/costs.py $(DATA) --device cuda
-	$(GPU_PYTHON) benchmarks/backbones.py $(DATA) --device cuda
-	$(GPU_PYTHON) benchmarks/quality.py $(DATA) --device cuda
+	$(GPU_PYTHON) benchmarks/gpu_bench.py $(if $(LEG),--leg $(LEG)) $(if $(filter-out demo/data,$(DATA)),--data $(DATA)) $(if $(WHEELS),--wheels $(WHEELS))
+
+# All wheels for both, but torch, into WHEELS, by default ./wheels. TORCH: the version there.
+TORCH ?= 2.11.0
+gpu-wheels: $(READY)
+	$(BIN)/python benchmarks/gpu_wheels.py $(or $(WHEELS),wheels) --torch $(TORCH)
 
 # The tables and the plot of docs/samplers.md, on the demo's model.
 samplers: $(READY)

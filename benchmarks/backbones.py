@@ -1,6 +1,6 @@
 """Kinds of U-Net at equal training time: how near to the real images does each come?
 
-    python benchmarks/backbones.py DATA [--seconds 100] [--seed 0] [--device cuda]
+    python benchmarks/backbones.py DATA [--seconds 100] [--seed 0] [--device cuda] [--resume]
 
 Speeds are measured first, in turns, on an otherwise idle machine. Then each is trained on as many images as it gets
 through in that time, so that the result depends on the speeds and the seed alone. Recorded: the training loss over the
@@ -12,11 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import asked, publish, spread, write
+from common import asked, begun, place, show, spread, units, write
 from quality import Judge, UnlabelledStore
 
 from diffkit.backbones.presets import unet_preset
@@ -96,26 +97,35 @@ def main() -> None:
     store = UnlabelledStore.open(options.data)
     judge = Judge(store, device)
     kinds = variants(unet_preset("tiny" if device.type == "cpu" else "base", store.spec))
-    rates = speeds({name: made(store, *kind, options.seed, device) for name, kind in kinds.items()})
-    figures = {}
-    for name, kind in kinds.items():
-        training = made(store, *kind, options.seed, device)
+    file = f"backbones-{place(device)}"
+    results = begun(file, device, options.resume)
+    results |= {"size": store.spec.height, "seconds": options.seconds, "seed": options.seed}
+    rates = results.setdefault("rates", {})
+    if not rates:
+        rates |= speeds({name: made(store, *kind, options.seed, device) for name, kind in kinds.items()})
+
+    def measured(name: str) -> dict[str, Any]:
+        training = made(store, *kinds[name], options.seed, device)
         rate = spread(rates[name])
         batch = training.recipe.batch_size
         images = int(rate["median"] * options.seconds / batch) * batch
         losses, _ = trained(training, images, lambda: False)
         last = losses[-max(1, int(LAST * len(losses))) :]
-        figures[name] = {
+        figures = {
             "parameters": sum(p.numel() for p in training.state.network.parameters()),
             "images_per_second": rate,
             "images": images,
             "loss": round(sum(last) / len(last), 5),
             **judge(replace(training.denoiser, network=training.state.average), store.spec),
         }
-        print(name, figures[name], flush=True)
-    results = {"size": store.spec.height, "seconds": options.seconds, "seed": options.seed, "networks": figures}
-    write(f"backbones-{device.type}", results)
-    publish(f"backbones-{device.type}.json", "benchmarks.md", table(results))
+        print(name, figures, flush=True)
+        return figures
+
+    def keep() -> None:
+        write(file, results, device)
+        show("backbones", device, table, place(device))
+
+    units(results.setdefault("networks", {}), {name: partial(measured, name) for name in kinds}, keep)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +32,18 @@ def only_steps(events: Iterable[Any]) -> Iterator[Any]:
             print("  ", event, flush=True)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, processor and load."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions, device (a GPU if there is one, unless named) and load."""
     import torch
 
     import diffkit
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    on_gpu = torch.cuda.is_available() and (device is None or device.type == "cuda")
     return {
         "diffkit": diffkit.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
@@ -56,18 +58,28 @@ def processor() -> str:
     return f"{name}, AMX" if has_amx() else name
 
 
+def place(device: torch.device) -> str:
+    """By what results are kept apart: the kind of device, of GPUs the model ("cuda-h100-80gb-hbm3")."""
+    import torch
+
+    if device.type != "cuda":
+        return device.type
+    name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    return f"cuda-{name.removeprefix('nvidia-')}"
+
+
 def kind(device: torch.device) -> str:
-    """By what results are kept apart: CPUs with AMX for bfloat16 are another kind than those without."""
+    """As `place`; CPUs with AMX for bfloat16 are another kind than those without."""
     from diffkit.engine.attention import has_amx
 
-    return "cpu-amx" if device.type == "cpu" and has_amx() else device.type
+    return "cpu-amx" if device.type == "cpu" and has_amx() else place(device)
 
 
-def write(name: str, figures: dict[str, Any]) -> Path:
+def write(name: str, figures: dict[str, Any], device: torch.device | None = None) -> Path:
     """Keep the figures as `results/NAME.json`."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"environment": environment(), **figures}, indent=1) + "\n")
+    path.write_text(json.dumps({"environment": environment(device), **figures}, indent=1) + "\n")
     print(f"written to {path}")
     return path
 
@@ -87,10 +99,56 @@ def publish(mark: str, page: str, text: str) -> None:
     path.write_text(found)
 
 
-def asked(*, data: bool = False, **options: int | float) -> argparse.Namespace:
+def show(name: str, device: torch.device, table: Callable[[dict[str, Any]], str], place: str) -> None:
+    """Put the table of `results/NAME-PLACE.json` into docs/benchmarks.md; of GPUs, those of all that were measured."""
+    if device.type != "cuda":
+        publish(f"{name}-{place}.json", "benchmarks.md", table(kept(f"{name}-{place}")))
+        return
+    parts = []
+    for path in sorted(RESULTS.glob(f"{name}-cuda-*.json")):
+        found = json.loads(path.read_text())
+        about = found["environment"]
+        parts.append(f"{about['device']}, torch {about['torch']} ({path.name}):\n\n{table(found)}")
+    publish(f"{name}-cuda.json", "benchmarks.md", "\n\n".join(parts))
+
+
+def begun(name: str, device: torch.device, resume: bool) -> dict[str, Any]:
+    """With `resume`, the figures of an earlier call of this benchmark, if it was of the same versions; else nothing."""
+    found, now = kept(name), environment(device)
+    same = resume and all(found.get("environment", {}).get(key) == now[key] for key in ("diffkit", "torch", "device"))
+    found.pop("environment", None)
+    return found if same else {}
+
+
+def units(found: dict[str, Any], makers: Mapping[str, Callable[[], Any]], keep: Callable[[], object]) -> None:
+    """Measure those units of a benchmark into `found` that it lacks, and `keep` what is there after each.
+
+    So a benchmark that was cut off goes on, unit by unit.
+    """
+    for name, make in makers.items():
+        if name in found:
+            print(f"{name}: measured before", flush=True)
+            continue
+        found[name] = make()
+        keep()
+
+
+@contextmanager
+def scratch(options: argparse.Namespace) -> Iterator[Path]:
+    """A folder for images and sets that are made to be measured with: --scratch, which stays, or a temporary one."""
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
+        yield options.scratch
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def asked(*, data: bool = False, large_batch: int = 64, **options: int | float) -> argparse.Namespace:
     """The command line: --device, --size and --batch, which follow from the device, and `options` by their defaults.
 
-    `data`: a prepared set is to be named, which has a size of its own; the batch is then the device's.
+    `data`: a prepared set is to be named, which has a size of its own; the batch is then the device's. `large_batch`:
+    that of a GPU; with 64 images of 128x128, 80 GB hold a training of every peer in float32.
     """
     import torch
 
@@ -104,9 +162,10 @@ def asked(*, data: bool = False, **options: int | float) -> argparse.Namespace:
         parser.add_argument("--batch", type=int)
     for name, default in options.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--resume", action="store_true", help="leave what an earlier call has measured")
+    parser.add_argument("--scratch", type=Path, help="a folder to keep what is made to be measured with")
     found = parser.parse_args()
     found.large = found.device.type == "cuda"
-    large_batch = 64 if data else 256
     found.size = found.size or (128 if found.large else 32)
     found.batch = found.batch or (large_batch if found.large else 32)
     return found

@@ -1,11 +1,12 @@
 """What a training costs beside its steps: the time to the first one, the stall of a checkpoint, the memory.
 
-    python benchmarks/costs.py DATA [--device cuda] [--rounds 5]
+    python benchmarks/costs.py DATA [--device cuda] [--rounds 5] [--resume]
 
 The first step: from the start of `diffkit train DATA` to its first line of figures, beside `python -c "import torch"`,
 in turns. The stall: how long a step is held up by a checkpoint, and how much slower steps are while it is written. The
-memory: the most that a training of diffusers' UNet2DModel at batch 64 holds, each trainer in a process of
-its own. Writes results/costs-DEVICE.json.
+memory: the most that a training of diffusers' UNet2DModel at batch 64 holds, each trainer in a process of its own; of a
+GPU what its tensors take, since what torch keeps beside them depends on what was tried before. Writes
+results/costs-DEVICE.json, part by part.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import asked, only_steps, publish, spread, write
+from common import asked, begun, only_steps, place, scratch, show, spread, units, write
 from training import diffusers_network, files
 
 SAVES, STEPS_BETWEEN = 8, 12
@@ -113,10 +115,10 @@ def stall(data: Path, device: torch.device) -> dict[str, Any]:
 def held(name: str, folder: Path, data: Path, size: int, batch: int, device: torch.device, answer: Any) -> None:
     """In a process of its own: some steps of a trainer, then the most memory that it held."""
     import peers
-    from diffkit.engine.devices import choose_precision, memory_used
+    from diffkit.engine.devices import choose_precision
 
     network = diffusers_network(size, device.type == "cuda").to(device)
-    before = memory_used(device) or 0
+    before = most(device)
     if name == "diffkit":
         precision = choose_precision("auto", device, lambda: network(torch.zeros(8, 3, size, size), 0).sample)
         network.zero_grad(set_to_none=True)
@@ -125,34 +127,47 @@ def held(name: str, folder: Path, data: Path, size: int, batch: int, device: tor
         )
     else:
         steps = peers.alone(peers.diffusers(name.split()[1], network, folder, size, batch, device))
+    next(steps)  # the first may choose its way by trial, which is not what a training holds
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     for _ in range(4):
         next(steps)
-    answer.put((memory_used(device), before))
+    answer.put((most(device), before))
 
 
-def memory(device: torch.device) -> dict[str, Any]:
+def most(device: torch.device) -> int:
+    """Bytes held at most: by tensors on a GPU, else by the process."""
+    from diffkit.engine.devices import memory_used
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_used(device) or 0
+
+
+def memory(device: torch.device, temporary: Path) -> dict[str, Any]:
     """Bytes, by trainer: of the device, or of the process (libraries included, and also counted on their own)."""
     size, batch = (128, 64) if device.type == "cuda" else (32, 64)
     results = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, data = files(Path(temporary), size)
-        context = multiprocessing.get_context("spawn")
-        for name in ("diffkit", "diffusers stock", "diffusers tuned"):
-            answer = context.Queue()
-            process = context.Process(target=held, args=(name, folder, data, size, batch, device, answer))
-            process.start()
-            process.join()
-            if process.exitcode:
-                raise SystemExit(f"{name} has failed.")
-            most, before = answer.get()
-            results[name] = {"peak_bytes": most, "before_bytes": before}
-            print(name, f"{(most - before) / 2**20:.0f} MiB", flush=True)
+    folder, data = files(temporary, size)
+    context = multiprocessing.get_context("spawn")
+    for name in ("diffkit", "diffusers stock", "diffusers tuned"):
+        answer = context.Queue()
+        process = context.Process(target=held, args=(name, folder, data, size, batch, device, answer))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"{name} has failed.")
+        most, before = answer.get()
+        results[name] = {"peak_bytes": most, "before_bytes": before}
+        print(name, f"{(most - before) / 2**20:.0f} MiB", flush=True)
     return {"size": size, "batch": batch, "trainers": results}
 
 
 def table(results: dict[str, Any]) -> str:
     """The rows of docs/benchmarks.md."""
-    first, saving, memory_found = results["first_step"], results["checkpoint"], results["memory"]
+    parts = {"first_step": _first_table, "checkpoint": _checkpoint_table, "memory": _memory_table}
+    return "\n\n".join(make(results[name]) for name, make in parts.items() if name in results)
+
+
+def _first_table(first: dict[str, Any]) -> str:
     more = first["diffkit train"]["median"] - first["import torch"]["median"]
     lines = [
         "| what | median | range |",
@@ -163,15 +178,24 @@ def table(results: dict[str, Any]) -> str:
         ),
         "",
         f"So the first step is logged {more:.1f} s after what importing torch alone takes.",
-        "",
+    ]
+    return "\n".join(lines)
+
+
+def _checkpoint_table(saving: dict[str, Any]) -> str:
+    return (
         f"A checkpoint of {saving['state_bytes'] / 2**20:.0f} MiB holds a step up for "
         f"{1000 * saving['stall_seconds']['median']:.0f} ms ({1000 * saving['stall_seconds']['min']:.0f} to "
         f"{1000 * saving['stall_seconds']['max']:.0f}), {saving['stall_share_of_step']:.1%} of a step of "
         f"{1000 * saving['step_seconds']['median']:.0f} ms; it is on the disk after "
         f"{saving['written_seconds']['median']:.2f} s, and steps take "
         f"{1000 * saving['step_while_writing_seconds']['median']:.0f} ms meanwhile, so that a checkpoint costs "
-        f"{saving['lost_seconds']['median']:.2f} s of training in all.",
-        "",
+        f"{saving['lost_seconds']['median']:.2f} s of training in all."
+    )
+
+
+def _memory_table(memory_found: dict[str, Any]) -> str:
+    lines = [
         f"UNet2DModel at {memory_found['size']}x{memory_found['size']}, batch {memory_found['batch']}:",
         "",
         "| trainer | peak memory, above libraries and network | diffkit's share |",
@@ -185,14 +209,23 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     options = asked(data=True, rounds=5)
     device = options.device
-    results = {  # the memory first: what this process then holds of a GPU would be wanting
-        "memory": memory(device),
-        "first_step": first_step(options.data, str(device), options.rounds),
-        "checkpoint": stall(options.data, device),
-    }
-    print(json.dumps(results, indent=1))
-    write(f"costs-{device.type}", results)
-    publish(f"costs-{device.type}.json", "benchmarks.md", table(results))
+    name = f"costs-{place(device)}"
+    results = begun(name, device, options.resume)
+
+    def keep() -> None:
+        print(json.dumps(results, indent=1))
+        write(name, results, device)
+        show("costs", device, table, place(device))
+
+    with scratch(options) as folder:
+        makers: dict[
+            str, Callable[[], Any]
+        ] = {  # the memory first: what this process then holds of a GPU would be wanting
+            "memory": lambda: memory(device, folder),
+            "first_step": lambda: first_step(options.data, str(device), options.rounds),
+            "checkpoint": lambda: stall(options.data, device),
+        }
+        units(results, makers, keep)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ TESTED = {
     "checksum.py": ["test_integrity.py", "test_saver.py"],
     "durable.py": [
         "test_durable_order.py",
+        "test_publishing.py",
         "test_durable_errors.py",
         "test_durable.py",
         "test_selftest.py",

@@ -1,6 +1,6 @@
 """Distance to the real images against training time: diffkit, its classic network, and diffusers' example.
 
-    python benchmarks/quality.py DATA [--minutes 5] [--seed 0] [--device cuda]
+    python benchmarks/quality.py DATA [--minutes 5] [--seed 0] [--device cuda] [--resume]
 
 DATA: a prepared set. Each contestant trains alone on its images for that long, without classes; its clock stands while
 samples are made and measured. diffkit chooses network, batch, learning rate and precision as `diffkit train` does.
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import DOCS, asked, kept, only_steps, publish, write
+from common import DOCS, asked, begun, kept, only_steps, place, show, units, write
 from PIL import Image
 from torch import Tensor, nn
 from training import diffusers_network
@@ -216,7 +216,7 @@ def table(results: dict[str, Any]) -> str:
             f"| {name} | {those[0][name]['network']} | {images:,.0f} | {sum(distances) / len(distances):.3f}{between} "
             f"| {words}{after:.0f} s | {words}{after / seconds:.2f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"![distance over time](images/{results.get('plot', 'quality-cpu.png')})"])
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -247,20 +247,28 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def show(name: str) -> None:
-    """The table of docs/benchmarks.md and its plot, from the JSON."""
-    results = kept(name)
-    publish(f"{name}.json", "benchmarks.md", table(results) + f"\n\n![distance over time](images/{name}.png)")
-    plot(results, DOCS / "images" / f"{name}.png")
-
-
 def main() -> None:
     options = asked(data=True, minutes=0.0, seed=0)
     device, batch = options.device, options.batch
     seconds = 60 * (options.minutes or (4 if options.large else 5))
     store = UnlabelledStore.open(options.data)
     judge = Judge(store, device)
-    results: dict[str, Any] = {}
+    file = f"quality-{place(device)}"
+
+    about = {"seed": options.seed, "seconds": seconds}
+    before = begun(file, device, options.resume).get("runs", [])
+    run = next((each for each in before if about.items() <= each.items()), {**about, "contestants": {}})
+
+    def keep() -> None:
+        runs = [each for each in kept(file).get("runs", []) if each["seed"] != options.seed] + [run]
+        figures = {"size": store.spec.height, "samples": SAMPLES, "calls": CALLS, "plot": f"{file}.png", "runs": runs}
+        write(file, figures, device)
+        plot(kept(file), DOCS / "images" / f"{file}.png")
+        show("quality", device, table, place(device))
+
+    def contest(make: Callable[[], Contestant]) -> Any:
+        return measured(make(), seconds, judge, store.spec, device)
+
     with tempfile.TemporaryDirectory() as temporary:
         files(store, Path(temporary))
         rest = (Path(temporary), store.spec.height, batch, options.seed, device)
@@ -270,15 +278,7 @@ def main() -> None:
             "diffusers stock": lambda: theirs("stock", *rest),
             "diffusers tuned": lambda: theirs("tuned", *rest),
         }
-        for name, make in makers.items():
-            print(name, flush=True)
-            results[name] = measured(make(), seconds, judge, store.spec, device)
-    name = f"quality-{device.type}"
-    run = {"seed": options.seed, "seconds": seconds, "contestants": results}
-    runs = [each for each in kept(name).get("runs", []) if each["seed"] != options.seed] + [run]
-    figures = {"size": store.spec.height, "samples": SAMPLES, "calls": CALLS, "runs": runs}
-    write(name, figures)
-    show(name)
+        units(run["contestants"], {name: partial(contest, make) for name, make in makers.items()}, keep)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Sampling speed beside diffusers: the same network, solver (DDIM) and number of calls, in turns, in one process.
 
-    python benchmarks/sampling.py [--device cuda] [--size 128] [--calls 20] [--rounds 5]
+    python benchmarks/sampling.py [--device cuda] [--size 128] [--calls 20] [--rounds 5] [--resume]
 
 From noise to 8-bit images in memory, at a large batch and at one image. diffkit makes the network ready as
 `diffkit sample` does, and computes in float32 as diffusers does by default; where the device is faster in bfloat16 also
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from common import asked, publish, spread, write
+from common import asked, begun, place, show, spread, units, write
 from torch import nn
 from training import diffusers_network
 
@@ -46,7 +47,7 @@ def with_diffkit(denoiser: Denoiser, size: int, batch: int, calls: int) -> None:
 
 
 def main() -> None:
-    options = asked(calls=20, rounds=5)
+    options = asked(large_batch=256, calls=20, rounds=5)
     device, size, calls, large = options.device, options.size, options.calls, options.large
 
     def network() -> nn.Module:
@@ -70,8 +71,8 @@ def main() -> None:
         half, in_half = ours("bfloat16"), network().to(torch.bfloat16)
         contestants["diffkit, bfloat16"] = lambda batch: with_diffkit(half, size, batch, calls)
         contestants["diffusers, bfloat16"] = lambda batch: with_diffusers(in_half, batch, calls)
-    figures: dict[str, Any] = {}
-    for batch in (options.batch, 1):
+
+    def measured(batch: int) -> dict[str, Any]:
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
         for number in range(options.rounds + 1):
             for name, make in contestants.items():
@@ -82,16 +83,23 @@ def main() -> None:
                 if number:  # the first warms up
                     seconds[name].append(time.perf_counter() - start)
             print(batch, *(f"{name} {values[-1:]}" for name, values in seconds.items()), flush=True)
-        figures[str(batch)] = {}
+        figures = {}
         for name, values in seconds.items():
             own = seconds[name.replace("diffusers", "diffkit")]
-            figures[str(batch)][name] = {
+            figures[name] = {
                 "images_per_second": spread([batch / value for value in values]),
                 "diffkit_ratio": spread([v / u for u, v in zip(own, values, strict=True)]),
             }
-    results = {"size": size, "calls": calls, "batches": figures}
-    write(f"sampling-{device.type}", results)
-    publish(f"sampling-{device.type}.json", "benchmarks.md", table(results))
+        return figures
+
+    name = f"sampling-{place(device)}"
+    batches = begun(name, device, options.resume).get("batches", {})
+
+    def keep() -> None:
+        write(name, {"size": size, "calls": calls, "batches": batches}, device)
+        show("sampling", device, table, place(device))
+
+    units(batches, {str(batch): partial(measured, batch) for batch in (options.batch, 1)}, keep)
 
 
 def table(results: dict[str, Any]) -> str:

@@ -1,21 +1,22 @@
 """Training speed beside other trainers: the same network, images, batch and device, in turns, in one process.
 
-    python benchmarks/training.py [--device cuda] [--size 128] [--batch 256] [--rounds 5] [--seconds 6]
+    python benchmarks/training.py [--device cuda] [--size 128] [--batch 64] [--rounds 5] [--seconds 6] [--resume]
 
 Each trainer (see `peers.py`) takes a turn of some seconds in every round. The networks, diffusers' UNet2DModel and
 denoising-diffusion-pytorch's Unet, are diffkit's backbone, too. On a GPU they are those of the examples at 128x128;
 elsewhere smaller ones of the same families, of UNet2DModel also that of the example at half its width and size. Writes
-results/training-KIND.json (cpu, cpu-amx or cuda): images a second, ratios by round, the share of the peak, which is
-measured by a large product of matrices (a large convolution on a CPU) in the same run, and of the roofline (see
-`roofline`).
+results/training-KIND.json (cpu, cpu-amx or, of a GPU, cuda-MODEL), network by network: images a second, ratios by
+round, the share of the peak, which is measured by a large product of matrices (a large convolution on a CPU) in the
+same run, and of the roofline (see `roofline`).
 """
 
 from __future__ import annotations
 
-import tempfile
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import asked, kind, publish, spread, write
+from common import asked, begun, kind, scratch, show, spread, units, write
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,6 +35,7 @@ from diffkit.engine.devices import choose_precision, finish
 
 Make = Callable[[], nn.Module]
 IMAGES, LARGE_IMAGES = 2048, 8192
+UNET2D, UNET = "UNet2DModel", "denoising-diffusion-pytorch Unet"
 HALF_SIZE, HALF_BATCH = 64, 16
 
 
@@ -81,13 +83,24 @@ class Leg:
     trainers: dict[str, Callable[[], Iterator[None]]]
 
 
-def legs(folder: Path, size: int, batch: int, device: torch.device, half: str) -> Iterator[Leg]:
-    """One after the other; their images and sets are put into the folder."""
-    large = device.type == "cuda"
-    yield diffusers_leg(folder, size, batch, device, half)
-    if not large and size < HALF_SIZE:
-        yield diffusers_leg(folder, HALF_SIZE, HALF_BATCH, device, half)
-    second: Callable[[bool], nn.Module] = partial(lucidrains_network, large)
+def legs(folder: Path, size: int, batch: int, device: torch.device, half: str) -> dict[str, Callable[[], Leg]]:
+    """By name; their images and sets are put into the folder when they are made."""
+    makers: list[tuple[str, Callable[..., Leg], int, int]] = [(UNET2D, diffusers_leg, size, batch)]
+    if device.type != "cuda" and size < HALF_SIZE:
+        makers.append((UNET2D, diffusers_leg, HALF_SIZE, HALF_BATCH))
+    makers.append((UNET, lucidrains_leg, size, batch))
+    return {
+        unit(name, size, batch): partial(make, folder, size, batch, device, half) for name, make, size, batch in makers
+    }
+
+
+def unit(name: str, size: int, batch: int) -> str:
+    """What a leg is measured as."""
+    return f"{name} at {size}x{size}, batch {batch}"
+
+
+def lucidrains_leg(folder: Path, size: int, batch: int, device: torch.device, half: str) -> Leg:
+    second: Callable[[bool], nn.Module] = partial(lucidrains_network, device.type == "cuda")
     rest = (*files(folder, size)[:1], size, batch, device, folder / "results")
     name = "denoising-diffusion-pytorch"
     trainers = {
@@ -97,7 +110,7 @@ def legs(folder: Path, size: int, batch: int, device: torch.device, half: str) -
         f"{name} stock": lambda: peers.alone(peers.lucidrains("stock", second(False), *rest)),
         f"{name} switched": lambda: peers.alone(peers.lucidrains("switched", second(True), *rest)),
     }
-    yield Leg(f"{name} Unet", second(True), size, batch, trainers)
+    return Leg(UNET, second(True), size, batch, trainers)
 
 
 def diffusers_leg(folder: Path, size: int, batch: int, device: torch.device, half: str) -> Leg:
@@ -114,7 +127,7 @@ def diffusers_leg(folder: Path, size: int, batch: int, device: torch.device, hal
         "k-diffusion stock": lambda: peers.alone(peers.k_diffusion("stock", make(), *rest)),
         "k-diffusion switched": lambda: peers.alone(peers.k_diffusion("switched", make(), *rest)),
     }
-    return Leg("UNet2DModel", make(), size, batch, trainers)
+    return Leg(UNET2D, make(), size, batch, trainers)
 
 
 def files(folder: Path, size: int) -> tuple[Path, Path]:
@@ -131,15 +144,19 @@ def files(folder: Path, size: int) -> tuple[Path, Path]:
 
 def images(folder: Path, size: int) -> None:
     """PNG files of smooth random colours with some grain, about as large as those of photos; more of large ones."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for number in range(LARGE_IMAGES if size > HALF_SIZE else IMAGES):
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def make(number: int) -> None:
+        rng = np.random.default_rng(number)
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(
             (size, size), Image.Resampling.BICUBIC
         )
         grain = rng.integers(-12, 13, (size, size, 3))
         pixels = np.clip(np.asarray(coarse).astype(int) + grain, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        deque(threads.map(make, range(LARGE_IMAGES if size > HALF_SIZE else IMAGES)), maxlen=0)
 
 
 def peak(device: torch.device, half: str) -> float:
@@ -291,27 +308,37 @@ def main() -> None:
     options = asked(rounds=5, seconds=6.0)
     device, size, batch = options.device, options.size, options.batch
 
-    networks = []
     trial = diffusers_network(size, options.large).to(device)
     x, c_noise = torch.randn(batch, 3, size, size, device=device), torch.zeros(batch, device=device)
     half = choose_precision("auto", device, lambda: trial(x, c_noise).sample)
     trial.cpu()
     best, traffic = peak(device, half), bandwidth(device)
-    with tempfile.TemporaryDirectory() as temporary:
-        for leg in legs(Path(temporary), size, batch, device, half):
-            count = operations(leg.network, leg.size)
-            print(f"{leg.name}: {count / 1e9:.2f} GFLOP forward, peak {best / 1e12:.2f} TFLOP/s, {half}")
-            found = compete(leg.trainers, options.rounds, options.seconds, leg.batch, device)
-            most = roofline(leg.network, leg.size, best, traffic)
-            for each in filter(None, found.values()):
-                each["share_of_peak"] = round(each["images_per_second"]["median"] * 3 * count / best, 4)
-                each["share_of_roofline"] = round(each["images_per_second"]["median"] / most, 4)
-            parameters = sum(parameter.numel() for parameter in leg.network.parameters())
-            about = {"name": leg.name, "size": leg.size, "batch": leg.batch, "parameters": parameters}
-            networks.append({**about, "forward_flop": count, "trainers": found})
-    results = {"precision": half, "peak_flops": best, "bytes_a_second": traffic, "networks": networks}
-    write(f"training-{kind(device)}", results)
-    publish(f"training-{kind(device)}.json", "benchmarks.md", table(results))
+
+    def measured(make: Callable[[], Leg]) -> dict[str, Any]:
+        leg = make()
+        count = operations(leg.network, leg.size)
+        print(f"{leg.name}: {count / 1e9:.2f} GFLOP forward, peak {best / 1e12:.2f} TFLOP/s, {half}")
+        found = compete(leg.trainers, options.rounds, options.seconds, leg.batch, device)
+        most = roofline(leg.network, leg.size, best, traffic)
+        for each in filter(None, found.values()):
+            each["share_of_peak"] = round(each["images_per_second"]["median"] * 3 * count / best, 4)
+            each["share_of_roofline"] = round(each["images_per_second"]["median"] / most, 4)
+        parameters = sum(parameter.numel() for parameter in leg.network.parameters())
+        about = {"name": leg.name, "size": leg.size, "batch": leg.batch, "parameters": parameters}
+        return {**about, "forward_flop": count, "trainers": found}
+
+    name = f"training-{kind(device)}"
+    before = begun(name, device, options.resume).get("networks", [])
+    networks = {unit(each["name"], each["size"], each["batch"]): each for each in before}
+
+    def keep() -> None:
+        figures = {"precision": half, "peak_flops": best, "bytes_a_second": traffic}
+        write(name, {**figures, "networks": list(networks.values())}, device)
+        show("training", device, table, kind(device))
+
+    with scratch(options) as folder:
+        makers = legs(folder, size, batch, device, half)
+        units(networks, {each: partial(measured, make) for each, make in makers.items()}, keep)
 
 
 if __name__ == "__main__":

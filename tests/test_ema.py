@@ -20,7 +20,7 @@ from diffkit.engine.batches import Batches
 from diffkit.engine.modelfile import read_model
 from diffkit.engine.snapshots import averaged, save_snapshot, snapshots, superfluous
 from diffkit.engine.store import Store
-from diffkit.engine.train import Recipe, State, train
+from diffkit.engine.train import Recipe, State, train, under
 from diffkit.errors import DiffkitError, ExitCode
 
 
@@ -82,7 +82,8 @@ def test_posthoc_averages_equal_directly_tracked_ones_within_a_hundredth(dataset
         for length, average in direct.items():
             update_ema(average, network, power_decay(seen, 8, gamma_of(length)))
         if seen % (until // 16) == 0:
-            save_snapshot(tmp_path / "snapshots", state, {**header, "images_seen": seen}, keep=16)
+            averages = under(state.checkpoint().tensors, "track-")
+            save_snapshot(tmp_path / "snapshots", averages, list(state.tracks), {**header, "images_seen": seen}, 16)
     assert len(snapshots(tmp_path / "snapshots")) == 16
     moved = torch.cat([p.detach().flatten() for p in network.parameters()])
     for made in averaged(tmp_path / "snapshots", list(direct)):

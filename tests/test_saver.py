@@ -13,10 +13,11 @@ from torch import Tensor
 
 from diffkit import durable
 from diffkit.compose.start import prepare_training
+from diffkit.compose.training import Training
 from diffkit.engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from diffkit.engine.modelfile import KEY, read_tensors, write_tensors
 from diffkit.engine.saver import Saver
-from diffkit.engine.session import Cadence, Chores, Ended, Event, Previewed, Saved, session
+from diffkit.engine.session import Cadence, Chores, Ended, Event, NotSaved, Previewed, Saved, session
 from diffkit.engine.store import Store
 from diffkit.engine.train import Progress, State
 from diffkit.errors import DiffkitError, ExitCode
@@ -234,3 +235,114 @@ def test_a_state_that_is_saved_is_not_saved_again_at_the_end(tmp_path: Path) -> 
     events = list(session(state, steps(state, 3), Cadence(24, save_seconds=NEVER), chores(save)))
     assert begun == [24]
     assert sum(isinstance(event, Saved) for event in events) == 1
+
+
+def training_on(dataset: Path, folder: Path) -> Training:
+    given = {"data": {"path": str(dataset)}, "train": {"batch_size": 4, "ema_snapshots": 2, "precision": "float32"}}
+    training = prepare_training(given, Store.open(dataset), RunDir(folder / "run"), "cpu")
+    training.begin()
+    training.saved_at = 0
+    return training
+
+
+def held(saver: Saver) -> threading.Event:
+    """The saver's thread waits until this is set."""
+    free = threading.Event()
+    saver._thread.submit(free.wait, 20)
+    return free
+
+
+def test_a_model_and_a_snapshot_are_written_beside_the_training_as_they_were(dataset: Path, tmp_path: Path) -> None:
+    training = training_on(dataset, tmp_path)
+    steps = training.steps()
+    next(steps)
+    then = {name: tensor.clone() for name, tensor in training.state.checkpoint().tensors.items()}
+    free = held(training.saver)
+    training.write_model(training.run.best)
+    assert not training.run.best.exists()
+    threading.Timer(0.2, free.set).start()
+    next(steps)  # waits for the copy
+    training.saver.retry()
+    tensors, header = read_tensors(training.run.best)
+    assert header["images_seen"] == 4
+    assert all(torch.equal(tensor, then[f"average.{name}"]) for name, tensor in tensors.items())
+
+    then = {name: tensor.clone() for name, tensor in training.state.checkpoint().tensors.items()}
+    training.snapshot()
+    next(steps)
+    training.saver.retry()
+    tensors, header = read_tensors(training.run.snapshots / "images-000000000008.safetensors")
+    assert header["lengths"] == [0.05, 0.1]
+    assert all(torch.equal(tensor, then[f"track-{name}"]) for name, tensor in tensors.items()) and len(tensors) > 4
+
+
+def test_what_belongs_to_a_saved_state_is_waited_for(dataset: Path, tmp_path: Path) -> None:
+    """Else a line about it could last without it: the state is not made again."""
+    training = training_on(dataset, tmp_path)
+    training.write_model(training.run.best)
+    assert training.run.best.exists()
+    next(training.steps())
+    training.save()
+    training.write_model(training.run.best)
+    assert read_tensors(training.run.best)[1]["images_seen"] == 4
+
+
+def test_a_checkpoint_is_written_after_the_model_before_it(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, real, order = training_on(dataset, tmp_path), durable.rename, list[str]()
+    next(training.steps())
+
+    def rename(source: Path, target: Path) -> None:
+        order.append(target.name)
+        real(source, target)
+
+    monkeypatch.setattr(durable, "rename", rename)
+    training.write_model(training.run.best)
+    training.save().result()
+    name = "images-000000000004"
+    assert order == ["best.safetensors", "state.safetensors", name, "model.safetensors"]
+
+
+@pytest.mark.parametrize("what", ["best", "snapshot"])
+@pytest.mark.parametrize("times", [1, 10**9])
+def test_a_model_that_cannot_be_written_ends_the_training_and_is_tried_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, times: int
+) -> None:
+    training, real, failed = training_on(dataset, tmp_path), durable.rename, list[str]()
+    place = {"best": "best.safetensors", "snapshot": "images-000000000024.safetensors"}[what]
+
+    def rename(source: Path, target: Path) -> None:
+        if target.name == place and len(failed) < times:
+            failed.append(target.name)
+            raise OSError(errno.EIO, "once")
+        real(source, target)
+
+    monkeypatch.setattr(durable, "rename", rename)
+    cadence = Cadence(400, validate_every=16 if what == "best" else 0, snapshot_every=24 if what == "snapshot" else 0)
+    events = list[Event]()
+    with pytest.raises(DiffkitError, match="Cannot write"):
+        for event in training.start(cadence, report_every=1, should_stop=lambda: False):
+            events.append(event)
+    assert failed
+    found, _ = latest_checkpoint(training.run.checkpoints)
+    assert found is not None
+    if times == 1:
+        assert isinstance(events[-1], Saved) and found.images_seen == training.state.images_seen < 400
+        assert {path.name for path in training.run.path.rglob("*.safetensors")} >= {place, "model.safetensors"}
+    else:  # nothing is saved that says the model is there
+        assert isinstance(events[-1], NotSaved) and found.images_seen == 0
+
+
+def test_the_memory_of_a_copy_is_free_only_when_it_is_written() -> None:
+    buffer, saver, free, saved = torch.ones(3), Saver(), threading.Event(), list[Tensor]()
+
+    def write(copy: Checkpoint) -> None:
+        assert free.wait(20)
+        saved.append(copy.tensors["buffer"].clone())
+
+    saver.keep(Checkpoint({"buffer": buffer}, 8), write)
+    buffer.zero_()
+    threading.Timer(0.2, free.set).start()
+    saver.begin(Checkpoint({"buffer": buffer}, 16), write).result()
+    assert [float(each.sum()) for each in saved] == [3, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from diffkit.engine.sample import Plan
 
 SHEET_IMAGES = 100
-WRITERS = 4
 
 
 def make(
@@ -31,7 +30,8 @@ def make(
 
     from diffkit import durable
     from diffkit.cli.console import progress
-    from diffkit.engine.pictures import grid, save_png
+    from diffkit.engine.pictures import grid, png, save_png
+    from diffkit.engine.publishing import Publisher
     from diffkit.names import file_names
 
     own = indices[model.world.share(len(indices))]
@@ -57,26 +57,25 @@ def make(
         }
 
     calls, records = 0, target / "samples.jsonl"
-    writing: dict[int, Future[None]] = {}
+    made: dict[Path, int] = {}
 
-    def settle() -> None:
-        for index, written in writing.items():
-            written.result()
-            durable.append_line(records, record(index))
-        writing.clear()
+    def published(paths: Sequence[Path]) -> None:
+        durable.append_lines(records, [record(made.pop(path)) for path in paths])
 
     used = {asked.classes[index % len(asked.classes)] for index in own}
     for folder in ["", *(folders[label] for label in used if label is not None)]:
         durable.make_folders(target / folder)
-    with ThreadPoolExecutor(WRITERS) as writers, progress() as bar:
+    with Publisher(published) as publisher, progress() as bar:
         task = bar.add_task("Sampling", total=len(own))
         for batch in model.generate(plan, own, asked.wishes, batch_size=batch_size, size=asked.size):
-            settle()
             calls = batch.calls
-            for index, pixels in zip(batch.indices, batch.pixels, strict=True):
-                writing[index] = writers.submit(save_png, target / place(index), pixels)
+            files = {
+                target / place(index): partial(png, pixels)
+                for index, pixels in zip(batch.indices, batch.pixels, strict=True)
+            }
+            made.update(zip(files, batch.indices, strict=True))
+            publisher.put(files)
             bar.update(task, advance=len(batch.indices))
-        settle()
     model.world.wait()
     if model.world.leads:
         lines = sorted(durable.read_lines(records), key=lambda line: int(line["index"]))

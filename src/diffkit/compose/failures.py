@@ -87,7 +87,7 @@ def _save(training: Training, begun: int) -> Saved | NotSaved | None:
     if state.updating:
         return NotSaved(state.images_seen, "it ended amid an update of the weights.")
     try:
-        training.saver.wait()
+        training.saver.retry()
         state.forget_pass()
         training.save().result()
     except Exception as error:

@@ -88,10 +88,10 @@ def measurement(training: Training, reference: Reference) -> Callable[[], Measur
             "floor": [],
             "reference": {"path": str(reference.path), "part": "train", "images": reference.train.count},
         }
-        if training.world.leads:
-            append_line(training.run.evaluations, record)
         if all(found.metric.value < value for value in kept):
             training.write_model(training.run.best)
+        if training.world.leads:
+            append_line(training.run.evaluations, record)
         kept.append(found.metric.value)
         assert found.metric.low is not None and found.metric.high is not None
         return Measured(seen, found.metric.name, found.metric.value, found.metric.low, found.metric.high)

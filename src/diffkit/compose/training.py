@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,8 @@ class Training:
     device: torch.device
     notes: list[str] = field(default_factory=list)
     world: World = ALONE
+    saved_at: int | None = None
+    """Images seen by the state that was last read from a checkpoint or begun to be saved; None if not known."""
 
     @cached_property
     def saver(self) -> Saver:
@@ -84,7 +86,7 @@ class Training:
         from diffkit.compose.failures import ended_by
         from diffkit.engine.train import NonFinite
 
-        begun = self.state.images_seen
+        begun = self.saved_at = self.state.images_seen
         unwritten: Event | None = None
         try:
             for event in self._events(cadence, report_every, should_stop, reference, on_nan):
@@ -144,6 +146,7 @@ class Training:
                 self.saver.reserve(self.state.checkpoint())
                 begun = True
             yield event
+            self.saver.check()
 
     def steps(
         self,
@@ -272,21 +275,46 @@ class Training:
             save_checkpoint(self.run.checkpoints, checkpoint)
             write_tensors(self.run.model, under(checkpoint.tensors, "average."), header)
 
-        return self.saver.begin(self._checkpoint(), write)
+        writing = self.saver.begin(self._checkpoint(), write)
+        self.saved_at = self.state.images_seen
+        return writing
 
     def write_model(self, path: Path) -> None:
-        """The averaged weights as they are now, into this file."""
+        """Begin to write the averaged weights as they are now into this file."""
         from diffkit.engine.modelfile import write_tensors
 
-        if self.world.leads:
-            write_tensors(path, self.state.average.state_dict(), self.header())
+        self._keep("average.", partial(write_tensors, path), self.header())
 
     def snapshot(self) -> None:
-        """Keep the further averages as they are now."""
+        """Begin to write the further averages as they are now."""
         from diffkit.engine.snapshots import save_snapshot
 
-        if self.world.leads:
-            save_snapshot(self.run.snapshots, self.state, self.header(), self.settings.train.ema_snapshots)
+        lengths, keep = list(self.state.tracks), self.settings.train.ema_snapshots
+
+        def write(averages: dict[str, Tensor], header: dict[str, Any]) -> None:
+            save_snapshot(self.run.snapshots, averages, lengths, header, keep)
+
+        self._keep("track-", write, self.header())
+
+    def _keep(
+        self, prefix: str, write: Callable[[dict[str, Tensor], dict[str, Any]], None], header: dict[str, Any]
+    ) -> None:
+        """Have the tensors under `prefix`, as they are now, written beside the training.
+
+        A later checkpoint is written after them. So what the metrics say of them is read again only where they are
+        there, or where they will be made again. Not so if a checkpoint of this very state is there already: then they
+        are waited for.
+        """
+        from diffkit.engine.train import under
+
+        if not self.world.leads:
+            return
+        state = self.state.checkpoint()
+        tensors = {name: tensor for name, tensor in state.tensors.items() if name.startswith(prefix)}
+        part = replace(state, tensors=tensors, trained=state.trained & tensors.keys())
+        writing = self.saver.keep(part, lambda copy: write(under(copy.tensors, prefix), header))
+        if self.saved_at in (None, state.images_seen):
+            writing.result()
 
     def snapshot_every(self, until_images: int | None) -> int:
         """Images between snapshots: evenly over the training, or a fixed number if its end is not known; 0 = never."""

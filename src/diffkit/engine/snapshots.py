@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from diffkit import durable
 from diffkit.core.ema import combination, gamma_of
 from diffkit.engine.modelfile import read_model, read_model_header, write_tensors
-from diffkit.engine.train import State, under
+from diffkit.engine.train import under
 from diffkit.errors import DiffkitError, ExitCode
 
 SPACING = 10_000
@@ -32,15 +32,15 @@ class Averaged:
     header: dict[str, Any]
 
 
-def save_snapshot(folder: Path, state: State, header: dict[str, Any], keep: int) -> None:
-    """Write the averages as they are now; then delete until `keep` snapshots are left, evenly spaced."""
-    tensors = {
-        f"{length:g}.{name}": value
-        for length, track in state.tracks.items()
-        for name, value in track.state_dict().items()
-    }
+def save_snapshot(
+    folder: Path, averages: Mapping[str, Tensor], lengths: Sequence[float], header: Mapping[str, Any], keep: int
+) -> None:
+    """Write the averages of these lengths, then delete until `keep` snapshots are left, evenly spaced.
+
+    averages: by length and name, "0.05.NAME". header: that of the model as it was then.
+    """
     durable.make_folders(folder)
-    write_tensors(_path(folder, state.images_seen), tensors, {**header, "lengths": list(state.tracks)})
+    write_tensors(_path(folder, header["images_seen"]), averages, {**header, "lengths": list(lengths)})
     thin(folder, keep)
 
 
