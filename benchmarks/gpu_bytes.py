@@ -4,8 +4,8 @@
 
 Forward and backward pass of the network under bfloat16 autocast, on fake CUDA tensors, which have shapes, types and
 devices but no memory. Every operation that is more than a view counts as one kernel that reads its inputs once and
-writes its outputs once. So the fused GroupNorm counts as one pass; its kernels read their inputs twice, which is
-counted as `bytes_two_passes`. Writes results/gpu-bytes.json: torch's norms and the fused ones, beside the figures of
+writes its outputs once. So the fused GroupNorm counts as one pass; its kernels read their inputs twice, which the
+figures of two passes count. Writes results/gpu-bytes.json: torch's norms and the fused ones, beside the figures of
 before, which stay as they are there.
 """
 
@@ -22,15 +22,15 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-VIEWS = set(
-    "_reshape_alias _unsafe_view alias as_strided detach expand permute select slice split split_with_sizes squeeze t "
-    "transpose unbind unsqueeze view".split()
-)
-NO_KERNEL = VIEWS | set("device empty empty_like empty_strided lift_fresh new_empty new_empty_strided".split())
+# Operations that launch nothing: views, and memory that is not written yet.
+NO_KERNEL = {"_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like"}
+NO_KERNEL |= {"empty_strided", "expand", "lift_fresh", "new_empty", "new_empty_strided", "permute", "select", "slice"}
+NO_KERNEL |= {"split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view"}
 CONVOLUTIONS = {"convolution", "convolution_backward"}
 FUSED = {"group_norm", "group_norm_backward"}  # their names without the namespace; torch's are native_group_norm...
 
@@ -46,14 +46,14 @@ def in_memory(tensor: Tensor) -> int:
 
 
 class Traffic(TorchDispatchMode):
-    """Kernels and bytes by operation; `casts` among them are copies that change the type."""
+    """Kernels and bytes by operation; of those that change the type the shapes, `casts`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.again: Counter[str] = Counter()
-        self.casts = 0
+        self.casts: list[torch.Size] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -64,7 +64,8 @@ class Traffic(TorchDispatchMode):
             self.kernels[name] += 1
             self.bytes[name] += sum(map(in_memory, inputs + outputs))
             self.again[name] += sum(map(in_memory, inputs)) if name in FUSED else 0
-            self.casts += name in ("_to_copy", "copy_") and len({each.dtype for each in inputs + outputs}) > 1
+            if name in ("_to_copy", "copy_") and len({each.dtype for each in inputs + outputs}) > 1:
+                self.casts.append(inputs[0].shape)
         return result
 
     def beside(self) -> int:
@@ -78,6 +79,12 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return result
 
 
+def cudnn_layout(x: Tensor, weight: Tensor, _: object) -> torch.memory_format:
+    """Of a convolution's result: as cuDNN has it, which torch does not consider without a GPU."""
+    last = torch.channels_last
+    return last if last in (suggest_memory_format(x), suggest_memory_format(weight)) else torch.contiguous_format
+
+
 @contextmanager
 def fake_cuda() -> Iterator[FakeTensorMode]:
     """Tensors made within are fake; those for CUDA are taken for such by autocast, without any GPU."""
@@ -85,6 +92,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
         mock.patch("torch.nn.functional.scaled_dot_product_attention", flash),
+        mock.patch("torch._C._conv_determine_backend_memory_format", cudnn_layout),
         FakeTensorMode() as mode,
     ):
         yield mode
@@ -135,7 +143,7 @@ def _nodes(first: Any) -> Iterator[Any]:
 
 
 def _call(node: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients of a node's inputs. Functions written in Python give them for all their arguments, tensors first."""
+    """The gradients of a node's inputs. Functions written in Python give them for all arguments, tensors first."""
     found = (node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node)(*grads)
     return found[: len(node.next_functions)] if isinstance(found, tuple) else (found,)
 
@@ -153,7 +161,7 @@ def built(backbone: str, preset: str, size: int, fused: bool = False, **options:
             module.fused_kernel = fused
         for name, own in module.named_parameters(recurse=False):  # Module.to cannot change fake ones in place
             if own.dim() == 4:
-                setattr(module, name, nn.Parameter(own.detach().contiguous(memory_format=torch.channels_last)))
+                setattr(module, name, nn.Parameter(own.detach().to(memory_format=torch.channels_last)))
     return network
 
 
@@ -176,7 +184,7 @@ def figures(traffic: Traffic, images: int) -> dict[str, Any]:
         "MB_beside_convolutions_two_passes": round((traffic.beside() + traffic.again.total()) / images / 1e6, 1),
         "MB_convolutions": round(sum(traffic.bytes[name] for name in CONVOLUTIONS) / images / 1e6, 1),
         "kernels": traffic.kernels.total(),
-        "casts": traffic.casts,
+        "casts": len(traffic.casts),
         "MB_by_operation": most,
     }
 
@@ -199,7 +207,8 @@ def main() -> None:
     case = f"{asked.backbone} {asked.preset} {asked.size}x{asked.size}"
     results = kept("gpu-bytes")
     results.pop("environment", None)
-    results[case] = {**results.get(case, {}), "images": asked.images, **found}
+    version = torch.__version__.split("+")[0]
+    results[case] = {**results.get(case, {}), "torch": version, "images": asked.images, **found}
     write("gpu-bytes", results)
 
 
