@@ -84,11 +84,16 @@ class Mutator(ast.NodeTransformer):
             node.op = ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()
         elif isinstance(node, ast.IfExp | ast.If) and self.due(node, "condition negated"):
             node.test = ast.UnaryOp(ast.Not(), node.test)
-        elif isinstance(node, ast.Return) and node.value is not None and self.due(node, "None returned"):
+        elif isinstance(node, ast.Return) and not is_false(node.value) and self.due(node, "None returned"):
             node.value = ast.Constant(None)
         elif isinstance(node, ast.Expr | ast.Raise | ast.AugAssign) and self.due(node, "statement left out"):
             return ast.copy_location(ast.Pass(), node)
         return node
+
+
+def is_false(value: ast.expr | None) -> bool:
+    """Whether None would do as well: nothing is returned, or the constant False."""
+    return value is None or (isinstance(value, ast.Constant) and value.value is False)
 
 
 def is_text(node: ast.AST) -> bool:

@@ -111,6 +111,69 @@ def test_a_cache_that_may_not_be_written_is_not_used(tmp_path: Path, monkeypatch
     assert durable.cache_folder() == durable.process_folder() != tmp_path / "diffkit"
 
 
+def test_a_cache_is_made_with_the_folders_above_it_and_then_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a" / "b"))
+    for _ in range(2):
+        assert durable.cache_folder() == tmp_path / "a" / "b" / "diffkit"
+
+
+def test_a_temporary_folder_that_has_gone_before_its_process_ends_is_not_missed() -> None:
+    code = "import shutil\nfrom diffkit import durable\nshutil.rmtree(durable.process_folder())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_files_are_synced_by_their_descriptor_which_is_closed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    (tmp_path / "file").touch()
+    durable.sync_path(tmp_path / "file")
+    assert synced == [(tmp_path / "file").stat().st_ino]
+    closed: list[int] = []
+    monkeypatch.setattr(os, "close", lambda descriptor: closed.append(descriptor))
+    durable.sync_folder(tmp_path)
+    monkeypatch.undo()
+    assert len(closed) == 1
+    os.close(closed[0])
+
+
+def test_a_folder_that_cannot_be_synced_is_the_error_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(folder: Path) -> None:
+        raise OSError(errno.EIO, "x")
+
+    def failing_at_the_end(folder: Path) -> None:
+        if folder == tmp_path:
+            failing(folder)
+
+    monkeypatch.setattr(durable, "sync_folder", failing)
+    with pytest.raises(DiffkitError, match="Input/output error"):
+        durable.write_bytes(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+    monkeypatch.setattr(durable, "sync_folder", failing_at_the_end)
+    with pytest.raises(DiffkitError, match="Input/output error"), durable.new_folder(tmp_path / "new"):
+        pass
+    assert names(tmp_path) == ["file", "new"]
+
+
+def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
+    with durable.new_folder(tmp_path / "a" / "b" / "c") as temporary:
+        (temporary / "file").touch()
+    assert names(tmp_path / "a" / "b" / "c") == ["file"]
+
+
+def test_where_processes_cannot_be_asked_for_all_of_them_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    assert not durable._alive(gone.pid)
+    monkeypatch.setattr(os, "name", "nt")
+    assert durable._alive(gone.pid)
+    monkeypatch.undo()
+
+
 def stray(folder: Path, process: int, name: str = "set") -> Path:
     place = folder / durable.temporary_name(folder / name).name.replace(f"-{os.getpid()}-", f"-{process}-")
     place.mkdir()
@@ -193,19 +256,44 @@ def test_the_newest_two_checkpoints_stay_and_nothing_that_is_not_finite_comes(tm
 
 def test_a_checkpoint_is_written_once_unless_it_is_damaged(tmp_path: Path) -> None:
     target = save_checkpoint(tmp_path, checkpoint(8))
-    before = (target / "state.safetensors").stat().st_ino
-    save_checkpoint(tmp_path, checkpoint(8))
-    assert (target / "state.safetensors").stat().st_ino == before
+    with (target / "state.safetensors").open("rb") as before:  # open, so that no other file gets its number
+        save_checkpoint(tmp_path, checkpoint(8))
+        assert os.path.samestat(os.fstat(before.fileno()), (target / "state.safetensors").stat())
     (target / "state.safetensors").write_bytes(b"damaged")
     save_checkpoint(tmp_path, checkpoint(8))
     found, _ = latest_checkpoint(tmp_path)
     assert found is not None and names(tmp_path) == ["images-000000000008"]
 
 
+def test_a_checkpoint_is_read_back_before_older_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for images in (8, 16):
+        save_checkpoint(tmp_path, checkpoint(images))
+    rename = durable.rename
+
+    def damaging(source: Path, target: Path) -> None:
+        rename(source, target)
+        if target.name == "images-000000000024":
+            file = target / "state.safetensors"
+            file.write_bytes(file.read_bytes()[:-1] + b"\0")
+
+    monkeypatch.setattr(durable, "rename", damaging)
+    with pytest.raises(DiffkitError, match="checksum"):
+        save_checkpoint(tmp_path, checkpoint(24))
+    found, _ = latest_checkpoint(tmp_path)
+    assert found is not None and found.images_seen == 16 and kept(tmp_path) == 3
+
+
+def test_a_checkpoint_of_the_beginning_is_one(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(0))
+    found, problems = latest_checkpoint(tmp_path)
+    assert found is not None and found.images_seen == 0 and not problems
+
+
 def test_damaged_checkpoints_are_set_aside_in_place_of_earlier_ones(tmp_path: Path) -> None:
     for images in (8, 16):
         save_checkpoint(tmp_path, checkpoint(images))
     (tmp_path / "damaged-images-000000000016").mkdir()
+    (tmp_path / "damaged-images-000000000016" / "earlier").touch()
     damaged = tmp_path / "images-000000000016"
     (damaged / "state.safetensors").write_bytes(b"damaged")
     found, problems = latest_checkpoint(tmp_path)

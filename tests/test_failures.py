@@ -294,3 +294,15 @@ def test_a_line_that_could_not_be_written_is_there_once_its_state_is_saved(
     assert failed
     assert call_diffkit(*options).returncode == 0
     assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), SystemExit(0)])
+def test_outside_a_training_too_a_failing_part_is_named(
+    plugin: SimpleNamespace, run: Path, tmp_path: Path, error: BaseException
+) -> None:
+    fails(plugin, "sampler", 2, error)  # the first call is a trial
+    options = ("--sampler", "slow", "--steps", 2, "-n", 1, "--device", "cpu", "-o", tmp_path / "out")
+    done = call_diffkit("sample", run, *options)
+    assert done.returncode == ExitCode.BUG
+    assert "The sampler 'slow' of the plugin ill 2.5 failed" in done.stderr
+    assert type(error).__name__ in done.stderr and "Bug:" not in done.stderr

@@ -238,6 +238,37 @@ def test_in_a_pipe_no_cell_of_a_table_is_cut_or_folded() -> None:
         assert any(part["name"] in line and line.rstrip().endswith(part["summary"]) for line in listed.splitlines())
 
 
+TALKATIVE = """
+import sys
+from diffkit.core.samplers.onestep import euler
+from diffkit import hookimpl
+
+def talkative(denoise, x, sigmas, noise):
+    if not sys.stdout.closed:
+        print("a step")
+        {more}
+    yield from euler(denoise, x, sigmas, noise)
+
+@hookimpl
+def samplers():
+    return {{"talkative": talkative}}
+"""
+
+
+@pytest.mark.parametrize("more", ["", "sys.stdout.close()"])
+def test_what_a_part_prints_is_no_data(run: Path, tmp_path: Path, more: str) -> None:
+    info = tmp_path / "talkative-1.0.dist-info"
+    info.mkdir()
+    (tmp_path / "talkative.py").write_text(TALKATIVE.format(more=more))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: talkative\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[diffkit]\ntalkative = talkative\n")
+    options = ("--sampler", "talkative", "-n", 2, "--steps", 2, "--device", "cpu", "-o", tmp_path / "out")
+    done = run_diffkit("sample", run, *options, "--json", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["sampler"] == "talkative"
+    assert more or "a step" in done.stderr
+
+
 def test_the_line_of_a_training_drops_its_last_figures_where_they_do_not_fit() -> None:
     texts = ["304 / 9,600 images", "loss 0.9840", "56 img/s", "2m47s left", "728 MiB"]
     assert fitting(texts, 200) == "  ".join(texts)

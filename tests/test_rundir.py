@@ -74,6 +74,7 @@ def test_a_config_that_was_changed_is_refused(dataset: Path, copied: Path) -> No
     (copied / "config.toml").write_text(config.replace("warmup_images = 10000", "warmup_images = 10008"))
     done = call_diffkit("train", dataset, "-o", copied, *ONCE)
     assert done.returncode == ExitCode.MODEL and "not what it was when the checkpoint was written" in done.stderr
+    assert "train.warmup_images = 10008 (was 10000)." in done.stderr
     (copied / "config.toml").write_text(config)
     assert call_diffkit("train", dataset, "-o", copied, *ONCE).returncode == 0
 

@@ -101,6 +101,16 @@ def test_a_training_goes_on_without_its_compiler(
     assert done.returncode == 0 and "going on from 16 images" in done.stderr, done.stderr
 
 
+def test_a_run_can_be_compiled_from_a_later_start_on(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", no_compiler)  # which shows that it was asked
+    command = ("train", dataset, "-o", tmp_path / "run", "--device", "cpu", *TINY)
+    for steps, words, tried in ((1, (), False), (2, ("--set", "train.compile=on"), True), (3, (), False)):
+        done = call_diffkit(*command, "--steps", steps, *words)
+        assert done.returncode == 0 and ("no C++ compiler here" in done.stderr) == tried, done.stderr
+
+
 @pytest.mark.skipif("DIFFKIT_LONG" not in os.environ, reason="make test-long: compiling takes a minute, and a compiler")
 def test_a_compiled_training_resumes_and_its_model_needs_no_compiler(dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import TINY, call_diffkit, run_diffkit, write_images
+from diffkit.backbones.unet import UNet
 from diffkit.compose.start import prepare_training
 from diffkit.core.denoiser import Denoiser
 from diffkit.core.predictions import x0
@@ -213,3 +214,28 @@ def test_what_was_due_when_a_signal_came_is_done_at_the_next_start(dataset: Path
     assert lines[0] == lines[1]
     assert sum("holdout_loss" in line for line in lines[0]) == 2
     assert whole.best.read_bytes() == stopped.best.read_bytes()
+
+
+def test_where_memory_is_short_passes_of_a_training_its_validation_and_its_previews_shrink(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, most = UNet.forward, 60
+
+    def limited(self: UNet, x: torch.Tensor, c_noise: torch.Tensor, **condition: torch.Tensor) -> torch.Tensor:
+        if len(x) > most:
+            raise RuntimeError("CUDA out of memory.")
+        return forward(self, x, c_noise, **condition)
+
+    monkeypatch.setattr(UNet, "forward", limited)
+    often = ("--precision", "float32", "--validate-every", 8, "--preview-every", 8, "--set", "sample.steps=2")
+    found = []
+    for most in (60, 3):
+        run = tmp_path / str(most)
+        done = call_diffkit("train", dataset, "-o", run, "--device", "cpu", *TINY, "--steps", 1, *often)
+        assert done.returncode == 0, done.stderr
+        assert ("from here on 2 images a pass" in done.stderr) == (most == 3)
+        lines = [line for line in read_lines(run / "metrics.jsonl") if "holdout_loss" in line or "picture" in line]
+        found.append([line["holdout_loss"] if "holdout_loss" in line else line["colour_mean"] for line in lines])
+    (loss, *colours), (other_loss, *other_colours) = found
+    assert other_loss == pytest.approx(loss, rel=1e-4)
+    assert np.array(other_colours) == pytest.approx(np.array(colours), abs=0.01)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from diffkit import paths
 from diffkit.errors import DiffkitError, did_you_mean
@@ -29,6 +29,10 @@ MOST_GUIDANCE = 1000.0
 Share = Annotated[float, Field(ge=0, lt=1)]
 EmaLength = Annotated[float, Field(gt=0, le=0.288)]
 Precision = Literal["auto", "float32", "bfloat16"]
+NO_FLOAT16 = (
+    "float16 is not offered: gradients below 6e-8 would be lost unless every loss was scaled by a factor that is "
+    "adjusted step by step. GPUs without bfloat16 (compute capability below 8.0) compute in float32"
+)
 
 
 class PartChoice(BaseModel):
@@ -124,6 +128,13 @@ class TrainSettings(_Section):
     init: str = Field("", description="the model that training started from")
     exact_elastic: bool = Field(False, description="sum gradients so that any number of processes gives the same bits")
     learned_weighting: bool = Field(False, description="weigh the noise levels by their expected error, learned")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_float16(cls, value: Any) -> Any:
+        if value == "float16":
+            raise ValueError(NO_FLOAT16)
+        return value
 
 
 class SampleSettings(_Section):
@@ -335,3 +346,15 @@ def to_tables(settings: Settings) -> dict[str, Any]:
 
     tables: dict[str, Any] = plain(settings)
     return tables
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two of `to_tables`: "train.lr = 0.01 (was 0.001)"."""
+    found = []
+    for key in [*now, *(key for key in before if key not in now)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} = {shown(new)} (was {shown(old)})")
+    return found

@@ -216,6 +216,12 @@ def registry() -> Registry:
     return _registry
 
 
+def loaded() -> list[Part]:
+    """The parts whose code has been imported; none if nobody has asked for parts yet."""
+    parts = [] if _registry is None else _registry.parts()
+    return [part for part in parts if not isinstance(part.target, str) or part.target.split(":")[0] in sys.modules]
+
+
 def disable_plugins() -> None:
     """Use built-in parts only (`--no-plugins`)."""
     global _registry

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from diffkit import durable, names, paths
+from diffkit.cli import output
 from diffkit.errors import DiffkitError, ExitCode, did_you_mean
 from diffkit.names import shown
 
@@ -79,8 +79,8 @@ def next_command(*words: str | Path) -> None:
 def print_json(value: Any) -> None:
     """Machine-readable output: valid JSON, whatever the encoding."""
     if not _silent:
-        unicode = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
-        print(json.dumps(value, indent=2, ensure_ascii=not unicode))
+        unicode = (output.data().encoding or "utf-8").lower().replace("-", "") == "utf8"
+        print(json.dumps(value, indent=2, ensure_ascii=not unicode), file=output.data())
 
 
 def require_vacant(path: Path) -> None:

@@ -18,14 +18,17 @@ UNMAPPED = re.compile("failed to map segment|cannot allocate memory", re.IGNOREC
 def explained(error: BaseException, *, interrupted: bool) -> int:
     """Say what went wrong, and return the exit code. `interrupted`: a signal has asked for the end."""
     if isinstance(error, SystemExit):
-        return _exit_code(error, interrupted)
+        failed = None if interrupted else _part_failed(error)
+        if failed is None:
+            return _exit_code(error, interrupted)
+        error = failed
     # An interruption that comes within an import or an extension may end as an exception of another kind.
     if interrupted or isinstance(error, KeyboardInterrupt):
         err.print("Interrupted.")
         return int(ExitCode.INTERRUPTED)
     if getattr(error, "silent", False):
         return int(error.code) if isinstance(error, DiffkitError) else int(ExitCode.BUG)
-    known = as_diffkit_error(error)
+    known = as_diffkit_error(error) or _part_failed(error)
     if known is None:
         return _bug(error)
     # What is wrong with the command, or with the data, the first of several processes says for all.
@@ -57,6 +60,25 @@ def as_diffkit_error(error: BaseException) -> DiffkitError | None:
     if isinstance(error, UnicodeError):
         return DiffkitError(f"A text or a name in the input cannot be read or written as it is: {error}.")
     return None
+
+
+def _part_failed(error: BaseException) -> DiffkitError | None:
+    """The error as that of an installed part, if it was raised in the code of one."""
+    from diffkit.compose.culprit import culprit
+    from diffkit.registry import loaded, word
+
+    found = culprit(error, [part for part in loaded() if not part.builtin])
+    if found is None:
+        return None
+    part, cause = found
+    said = f"{type(cause).__name__}: {cause}".rstrip(": .")
+    failed = DiffkitError(
+        f"The {word(part.kind)} '{part.name}' of the plugin {part.distribution} {part.version} failed: {said}.",
+        "Report it to its authors, with what `diffkit --debug ...` prints.",
+        code=ExitCode.BUG,
+    )
+    failed.__cause__ = error
+    return failed
 
 
 def _of_the_system(error: OSError) -> DiffkitError:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from diffkit.cli.output import reserve
+
 PART = "NAME[:KEY=VALUE,...]"
 MEASURE, MACHINE = "How it is measured", "Machine"
 MOST_IMAGES, MOST_STEPS, MOST_SEED = 10_000_000, 100_000, 2**63 - 1
@@ -34,4 +36,4 @@ BatchSize = Annotated[
 Gpus = Annotated[
     int, typer.Option(metavar="N", min=1, help="Share the work among N GPUs of this machine.", rich_help_panel=MACHINE)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", callback=reserve, help="Print as JSON.")]

@@ -95,9 +95,28 @@ def protect() -> None:
         sys.stderr = _text(_messages, sys.stderr, line_buffering=True)
 
 
+def reserve(wanted: bool = True) -> bool:
+    """Keep standard output for `data`: what else is printed, by a part for instance, becomes a message. With
+    `--json`, whose callback this is."""
+    global _reserved
+    if wanted:
+        _reserved = sys.stdout
+        own = _messages is not None and _reserved is not sys.__stdout__
+        sys.stdout = _text(Stream(2, PATIENCE), sys.stderr, line_buffering=True) if own else sys.stderr
+    return wanted
+
+
+def data() -> TextIO:
+    """Where data are printed."""
+    return sys.stdout if _reserved is None else _reserved
+
+
 def finish() -> None:
     """Write what is still to be written. Print a message if the disk was too full for some of it."""
-    sys.stdout.flush()
+    global _reserved
+    with suppress(ValueError, AttributeError):  # closed by a part
+        data().flush()
+    _reserved = None
     if _data is not None and _data.full:
         print("Standard output is incomplete: no space left on the disk.", file=sys.stderr)
 
@@ -108,6 +127,7 @@ def notify(text: str) -> None:
         _messages.offer(text.encode("ascii", "backslashreplace"), 0)
 
 
+_reserved: TextIO | None = None
 _data: Stream | None = None
 _messages: Stream | None = None
 

@@ -16,6 +16,7 @@ from diffkit.names import bytes_text
 
 if TYPE_CHECKING:
     from diffkit.compose import Trackers, Training
+    from diffkit.compose.machine import Length
     from diffkit.compose.reference import Reference
     from diffkit.engine.distributed import World
     from diffkit.engine.session import Cadence
@@ -155,13 +156,14 @@ def _opened(
     """The run, begun or gone on with; its leading process holds the lock and tells the trackers."""
     from diffkit.compose import Trackers, prepare_training
 
+    length = _length(start, store)
     if not world.leads:
-        training = prepare_training(given, store, run, start.device, world)
+        training = prepare_training(given, store, run, start.device, world, length)
         return training, Trackers([], run, training.settings)
     run.check_free()
     stack.enter_context(run.locked())
     run.tidy()
-    training = prepare_training(given, store, run, start.device, world)
+    training = prepare_training(given, store, run, start.device, world, length)
     trackers = Trackers(start.track, run, training.settings)
     training.begin()
     return training, trackers
@@ -222,6 +224,17 @@ def _until(start: Start, batch: int, store: Store) -> int | None:
     if start.seconds is not None:
         return None
     return -(-default_images(store.count) // batch) * batch
+
+
+def _length(start: Start, store: Store) -> Length:
+    """The same before the batch is known, if the run begins now."""
+    from diffkit.compose.machine import Length
+
+    if start.steps is not None:
+        return Length(steps=start.steps, seconds=start.seconds)
+    if start.epochs is not None:
+        return Length(images=round(start.epochs * store.count), seconds=start.seconds)
+    return Length(images=default_images(store.count) if start.seconds is None else None, seconds=start.seconds)
 
 
 def default_images(count: int) -> int:

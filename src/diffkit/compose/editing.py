@@ -22,6 +22,7 @@ def inverted(model: Model, plan: Plan, wishes: Wishes, count: int) -> Iterator[T
     Raises DiffkitError for a sampler that adds noise: it cannot be run backwards.
     """
     from diffkit.core.editing import adds_noise
+    from diffkit.engine.pieces import Pieces
     from diffkit.engine.sample import invert
 
     if adds_noise(plan.sampler):
@@ -30,9 +31,9 @@ def inverted(model: Model, plan: Plan, wishes: Wishes, count: int) -> Iterator[T
             "Take one that does not: --sampler heun, or euler.",
         )
     wishes = model.wishes(wishes)
-    for start in range(0, count, model.default_batch):
-        indices = range(start, min(start + model.default_batch, count))
-        yield invert(model.denoiser, plan, wishes(indices)).cpu()
+    indices = range(count)
+    pieces = Pieces(model.default_batch)
+    yield from pieces(lambda some: invert(model.denoiser, plan, wishes(indices[some])).cpu(), count)
 
 
 def interpolated(

@@ -43,7 +43,7 @@ def validation(
 
     def validate() -> Validated | NonFinite:
         seen = training.state.images_seen
-        found = measured(replace(training.denoiser, network=training.state.average), seen)
+        found = measured(training.averaged(), seen)
         for name, loss in (("held-out", found.holdout_loss), ("training", found.training_loss)):
             if not math.isfinite(loss):
                 step = seen // recipe.batch_size

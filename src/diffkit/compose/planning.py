@@ -63,19 +63,16 @@ def plan(
     `images` is what the length would be if no time is given; with `lr_test` a learning rate is looked for, too. Raises
     DiffkitError if the time is not enough for a step.
     """
-    import torch
-
+    from diffkit.compose.machine import Length
     from diffkit.engine.devices import finish, memory_used
     from diffkit.engine.gradients import STEPS_TRIED
     from diffkit.engine.graphs import graphs_on
     from diffkit.engine.train import Reduced, Remark
 
-    training = prepare_training(given, store, RunDir(Path(os.devnull)), device)
+    length = Length(images=images if seconds is None else None, seconds=seconds)
+    training = prepare_training(given, store, RunDir(Path(os.devnull)), device, length=length)
     batch = training.recipe.batch_size
     untrained = copy.deepcopy(training.state.network.state_dict()) if lr_test else None
-    if training.device.type == "cuda":  # what the trials of layouts held does not count
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(training.device)
     steps, begun = 0, time.perf_counter()
     warm_up = WARMUP_STEPS + (STEPS_TRIED if graphs_on(training.device) else 0)
     for event in training.steps(report_every=training.report_every):

@@ -68,7 +68,7 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
 
 
 def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Settings:
-    """The run's own settings, but for the micro-batch and graphs, which may change: they alter nothing but rounding.
+    """The run's own settings, but for the micro-batch, graphs and compilation: they alter nothing but rounding.
 
     Raises OtherSettings if `given` or the data contradict them.
     """
@@ -81,8 +81,10 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
         )
     asked = validated(_merged(stored, given, training_spec(stored, store.spec)))
     micro = min(asked.train.micro_batch or 1, stored.train.batch_size or 1)
-    changed = {"micro_batch": micro, "cuda_graphs": asked.train.cuda_graphs}
-    # How it is computed changes rounding only; layout and compilation stay as the run has found them.
+    changed: dict[str, Any] = {"micro_batch": micro, "cuda_graphs": asked.train.cuda_graphs}
+    if asked.train.compile != "auto":
+        changed["compile"] = asked.train.compile
+    # How it is computed changes rounding only; the layout, and what was not asked for, stay as the run has found them.
     same = {key: getattr(stored.train, key) for key in ("micro_batch", "compile", "channels_last", "cuda_graphs")}
     asked = asked.model_copy(update={"train": asked.train.model_copy(update=same)})
     known = stored.prediction.options.get("sigma_data")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffkit.compose.machine import with_precision, with_way
+from diffkit.compose.machine import ENDLESS, Length, with_precision, with_way
 from diffkit.compose.model import check_finite, model_path
 from diffkit.compose.parts import denoiser_of, network_of
 from diffkit.compose.settings import new_settings, resumed_settings, training_spec
 from diffkit.compose.training import Training
-from diffkit.config import Settings
+from diffkit.config import Settings, differences, to_tables
 from diffkit.engine.distributed import ALONE, World
 from diffkit.errors import DiffkitError, ExitCode
 from diffkit.rundir import RunDir
@@ -26,9 +27,16 @@ if TYPE_CHECKING:
 
 
 def prepare_training(
-    given: Mapping[str, Any], store: Store, run: RunDir, device_name: str, world: World = ALONE
+    given: Mapping[str, Any],
+    store: Store,
+    run: RunDir,
+    device_name: str,
+    world: World = ALONE,
+    length: Length = ENDLESS,
 ) -> Training:
     """A new run with the settings `given` (nested tables), or the one that is there, checked against them.
+
+    `length`: how long it will train, which decides whether a new run may be compiled.
 
     Of a new run nothing is written yet: that is `Training.begin`. Of an old one the caller holds the lock. Raises
     DiffkitError if the run was begun with other settings or other data.
@@ -36,7 +44,7 @@ def prepare_training(
     import torch
 
     from diffkit.engine.checkpoint import latest_checkpoint, set_aside
-    from diffkit.engine.devices import choose_device, keep_freed_memory
+    from diffkit.engine.devices import choose_device, choose_kernels, keep_freed_memory
     from diffkit.engine.speed import prepared
     from diffkit.engine.train import State
 
@@ -59,8 +67,9 @@ def prepare_training(
     if settings.train.init and checkpoint is None:
         notes += _initialise(network, Path(settings.train.init))
     network.to(device)
+    choose_kernels(device, settings.train.exact_elastic)
     settings = with_precision(settings, network, spec, device)
-    settings, way, tried = with_way(settings, network, spec, device, probe=not run.exists, world=world)
+    settings, way, tried = with_way(settings, network, spec, device, probe=not run.exists, world=world, length=length)
     notes += tried
     run_as = prepared(network, way)  # before the averages are copied from it, so that all have one layout
     recipe = _recipe(settings)
@@ -96,10 +105,20 @@ def _check_belongs(checkpoint: Checkpoint | None, run: RunDir) -> None:
         )
     if checkpoint.config and checkpoint.config != run.config_sha256():
         raise DiffkitError(
-            f"{run.config} is not what it was when the checkpoint was written: the run cannot go on with it.",
-            "Restore it, or train with other settings into another place with -o.",
+            f"{run.config} is not what it was when the checkpoint was written{_edits(run)}.",
+            "The run cannot go on with it. Restore it, or train with other settings into another place with -o.",
             code=ExitCode.MODEL,
         )
+
+
+def _edits(run: RunDir) -> str:
+    """What is set otherwise than in the model of the run, if that can be read; as an end of a sentence."""
+    from diffkit.engine.modelfile import read_model_header
+
+    edits: list[str] = []
+    with suppress(DiffkitError):
+        edits = differences(read_model_header(run.model)["settings"], to_tables(run.settings()))
+    return f": {', '.join(edits)}" if edits else ""
 
 
 def _initialise(network: nn.Module, path: Path) -> list[str]:

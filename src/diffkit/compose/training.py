@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffkit.compose.model import Model
 from diffkit.compose.parts import bound, levels, task_of
 from diffkit.compose.preview import preview
+from diffkit.compose.ready import Follower
 from diffkit.compose.records import names, record_of
 from diffkit.compose.trial import check_weighting, first_use
 from diffkit.config import Settings, to_tables
@@ -214,7 +215,7 @@ class Training:
         """Raises DiffkitError now for a schedule, a weighting or a preview that would fail later."""
         self.levels()
         self.weigh()
-        self.model().plan()
+        self._model(self.denoiser).plan()
 
     def check_space(self) -> None:
         """Raises DiffkitError (exit code 4) unless there is room for what the training keeps.
@@ -319,13 +320,24 @@ class Training:
             save_png(path, grid(shown, columns))
         return Previewed(self.state.images_seen, path, Appearance.of(images))
 
+    @cached_property
+    def _follower(self) -> Follower:
+        return Follower(self.spec, self.device, self.settings.train.precision)
+
+    def averaged(self) -> Denoiser:
+        """By the averaged weights as they are now."""
+        return replace(self.denoiser, network=self._follower(self.state.average))
+
     def model(self) -> Model:
         """The averaged network as it is now."""
+        return self._model(self.averaged())
+
+    def _model(self, denoiser: Denoiser) -> Model:
         return Model(
             settings=self.settings,
             spec=self.spec,
             mean=tuple(self.store.mean),
-            denoiser=replace(self.denoiser, network=self.state.average),
+            denoiser=denoiser,
             device=self.device,
             images_seen=self.state.images_seen,
             world=self.world,

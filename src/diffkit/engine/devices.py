@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +29,9 @@ WANT_OF_MEMORY = (
     "could not execute a primitive",
     "out of memory",
     "ALLOC_FAILED",
-    "unable to find an engine",  # cuDNN, when none of its ways gets the space to work in
 )
+NO_ENGINE = "unable to find an engine"
+"""What cuDNN says when it has no way for a convolution, and also when none of its ways gets the memory to work in."""
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 
@@ -82,15 +84,29 @@ def choose_precision(wanted: str, device: torch.device, forward: Callable[[], Te
         check_precision(wanted, device)
         return wanted
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return "bfloat16" if has_bfloat16(device) else "float32"
     if device.type != "cpu":
         return "float32"
     full, half = _seconds(forward, [autocast(device, "float32"), autocast(device, "bfloat16")], device)
     return "bfloat16" if half * GAIN_WANTED < full else "float32"
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16 itself. Others emulate matrix products, and have no convolutions."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises DiffkitError if the device cannot compute in it at all; slowly will do."""
+    """Raises DiffkitError if there is no such precision, or if the device cannot compute in it; slowly will do."""
+    if precision not in ("float32", "bfloat16"):
+        raise DiffkitError(f"No precision called '{precision}'.", "Choose auto, float32 or bfloat16.")
+    if precision == "bfloat16" and device.type == "cuda" and not has_bfloat16(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise DiffkitError(
+            f"{describe(device)} has no bfloat16: its compute capability is {major}.{minor}, and 8.0 is needed.",
+            "Give --precision float32, or leave it out.",
+            code=ExitCode.MACHINE,
+        )
     if precision == "bfloat16":
         try:
             a = torch.zeros(8, 8, dtype=torch.bfloat16, device=device)
@@ -158,7 +174,46 @@ def is_memory(error: BaseException) -> bool:
     """Whether there was too little memory. On a CPU, and in cuDNN, torch raises a plain RuntimeError for that."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in WANT_OF_MEMORY)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    return any(words in said for words in WANT_OF_MEMORY) or (NO_ENGINE in said and _has_run_out())
+
+
+def _has_run_out() -> bool:
+    """Whether torch has ever failed to get memory of a GPU in this process; cuDNN hides that."""
+    if not torch.cuda.is_initialized():
+        return False
+    return any(torch.cuda.memory_stats(each).get("num_ooms", 0) for each in range(torch.cuda.device_count()))
+
+
+def release_memory() -> None:
+    """After a want of memory: give back what is only kept, and what the error itself still referred to.
+
+    Not to be called where that error is being handled: it holds the frames it came from.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def forget_peak(device: torch.device) -> None:
+    """Have `memory_used` of a GPU begin anew: what a trial held does not count."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def choose_kernels(device: torch.device, exact: bool) -> None:
+    """Have cuDNN find the fastest kernel for each shape of a convolution by trying all, for a training in this process.
+
+    Which one that is may differ from process to process, and the rounding with it. So not where `exact`, or where the
+    user wants torch to be deterministic; and never for sampling, where the same command makes the same images.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not exact and not torch.are_deterministic_algorithms_enabled()
 
 
 def first_line(error: BaseException) -> str:
@@ -195,7 +250,10 @@ def machine_memory() -> int | None:
 
 
 def memory_used(device: torch.device) -> int | None:
-    """The most memory held so far: of the device, or of the process on a CPU (None where not known)."""
+    """The most memory held so far: of the device, or of the process on a CPU (None where not known).
+
+    Of a GPU, since `forget_peak`.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     try:

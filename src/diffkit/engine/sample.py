@@ -19,6 +19,7 @@ from diffkit.core.editing import kept, resampled
 from diffkit.core.guidance import ALWAYS, guided, thresholded
 from diffkit.core.random import Purpose, normal, normals
 from diffkit.engine.codec import encode
+from diffkit.engine.pieces import Pieces
 from diffkit.engine.tiles import tiled
 from diffkit.interfaces import Denoise, ImageSpec
 
@@ -105,13 +106,16 @@ def sample(
     """Make image number i for each i of `indices`, yielding batch by batch.
 
     An image depends on the seed, its index, what is given of it and the plan only. `size` (height, width) beyond the
-    spec's: in overlapping tiles.
+    spec's: in overlapping tiles. `batch_size`: images at once, or fewer if the memory does not hold them.
     """
-    for start in range(0, len(indices), batch_size):
-        chosen = list(indices[start : start + batch_size])
+
+    def made(some: slice) -> Images:
+        chosen = list(indices[some])
         counted, steps = _begun(denoiser, spec, plan, chosen, asked(chosen), size)
         last = deque(steps, maxlen=1)
-        yield Images(encode(last[0]).cpu().numpy(), chosen, counted.calls)
+        return Images(encode(last[0]).cpu().numpy(), chosen, counted.calls)
+
+    yield from Pieces(batch_size)(made, len(indices))
 
 
 def trajectory(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,8 +17,11 @@ from diffkit.engine.devices import finish, first_line, is_memory
 from diffkit.engine.functions import fast_functions
 
 Try = Callable[[nn.Module], Tensor]
+Ahead = Callable[[float], float]
 WARMUP, TIMED = 2, 3
 GAIN_WANTED = 1.05
+COMPILING_PAYS = 300.0
+"""Seconds of work ahead from which compiling is tried: it takes a minute or more, and saves up to half of them."""
 
 
 class Way(NamedTuple):
@@ -44,22 +49,42 @@ def prepared(network: nn.Module, way: Way) -> nn.Module:
     return compiled
 
 
-def choose_way(network: nn.Module, attempt: Try, candidates: tuple[Way, ...]) -> tuple[Way, list[str]]:
+def layout_of(network: nn.Module) -> Way:
+    """As it lies in memory now, not compiled."""
+    weights = [each for each in network.parameters() if each.dim() == 4]
+    return Way(channels_last=any(not each.is_contiguous() for each in weights))
+
+
+def choose_way(
+    network: nn.Module,
+    attempt: Try,
+    candidates: tuple[Way, ...],
+    *,
+    ahead: Ahead = lambda seconds: math.inf,
+    training: bool = True,
+) -> tuple[Way, list[str]]:
     """The fastest of the candidates at `attempt`, which runs a network forward; and notes on those that fail.
 
-    Each is timed forward and backward. The first is left only for a gain of a twentieth. If all fail it is the first,
-    but not compiled: the training itself may say why. Raises torch.OutOfMemoryError.
+    Each is timed forward and, if `training`, backward. The first is left only for a gain of a twentieth. If all fail it
+    is the first, but not compiled: the training itself may say why. Raises torch.OutOfMemoryError.
+
+    `ahead`: from the seconds of an attempt to those of all the work there is. Where that is too short to pay for
+    compiling, no candidate is compiled that comes after one that is not.
     """
-    seconds, notes = {}, []
-    for way in candidates:
-        try:
-            seconds[way] = _seconds(prepared(network, way), attempt)
-        except Exception as error:
-            if is_memory(error):
-                network.zero_grad(set_to_none=True)
-                raise torch.OutOfMemoryError(str(error)) from error
-            notes.append(f"Not {way}: {first_line(error)}")
-        network.zero_grad(set_to_none=True)
+    seconds: dict[Way, float] = {}
+    notes = []
+    with _noisy(network):
+        for way in candidates:
+            if way.compiled and seconds and ahead(min(seconds.values())) < COMPILING_PAYS:
+                continue
+            try:
+                seconds[way] = _seconds(prepared(network, way), attempt, training)
+            except Exception as error:
+                if is_memory(error):
+                    network.zero_grad(set_to_none=True)
+                    raise torch.OutOfMemoryError(str(error)) from error
+                notes.append(f"Not {way}: {first_line(error)}")
+            network.zero_grad(set_to_none=True)
     first = candidates[0]
     plain = first._replace(compiled=False)
     best = min(seconds, key=lambda way: seconds[way] * (1 if way == first else GAIN_WANTED), default=plain)
@@ -87,13 +112,54 @@ def precast(network: nn.Module, call: Callable[[], object], device: str, dtype: 
         layer.to(dtype)
 
 
-def _seconds(network: nn.Module, attempt: Try) -> float:
+class OfOneShape(nn.Module):
+    """A network that answers inputs of one shape compiled, and others as it is: each would be compiled anew."""
+
+    def __init__(self, network: nn.Module, compiled: nn.Module, shape: tuple[int, ...]) -> None:
+        """`shape`: that of x, [B, C, H, W]."""
+        super().__init__()
+        self.network, self.compiled, self.shape = network, compiled, shape
+
+    def forward(self, x: Tensor, c_noise: Tensor, **condition: Tensor) -> Tensor:
+        """As the network's own."""
+        chosen = self.compiled if tuple(x.shape) == self.shape else self.network
+        answer: Tensor = chosen(x, c_noise, **condition)
+        return answer
+
+
+@contextmanager
+def _noisy(network: nn.Module) -> Iterator[None]:
+    """Inside, weights that are all zero, as some are before training, are noise; afterwards they are as they were.
+
+    Behind them all would be zeros too, and these cost a GPU less power, so that it runs faster. Buffers, which a
+    forward pass may change, are put back.
+    """
+    zeros = {name: value for name, value in network.named_parameters() if not bool(value.any())}
+    before = {name: value.detach().clone() for name, value in [*zeros.items(), *network.named_buffers()]}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for each in zeros.values():
+                each.copy_(0.02 * torch.randn(each.shape, generator=generator))
+        yield
+    finally:
+        now = {**dict(network.named_parameters()), **dict(network.named_buffers())}  # another layout, another buffer
+        with torch.no_grad():
+            for name, value in before.items():
+                now[name].copy_(value)
+
+
+def _seconds(network: nn.Module, attempt: Try, training: bool) -> float:
     """The median of three runs, after two that warm up and compile."""
     times, device = [], next(network.parameters()).device
     for _ in range(WARMUP + TIMED):
         start = time.perf_counter()
-        with fast_functions(device):  # as the training will
-            attempt(network).float().square().mean().backward()
+        if training:
+            with fast_functions(device):  # as the training will
+                attempt(network).float().square().mean().backward()
+        else:
+            with torch.inference_mode():
+                attempt(network)
         finish(device)
         times.append(time.perf_counter() - start)
     return sorted(times[WARMUP:])[TIMED // 2]

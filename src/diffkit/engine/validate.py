@@ -22,6 +22,7 @@ from diffkit.engine.codec import decode
 from diffkit.engine.distributed import ALONE, World
 from diffkit.engine.gradients import Levels
 from diffkit.engine.labels import vectors
+from diffkit.engine.pieces import Pieces
 from diffkit.interfaces import ImageSpec
 
 LEVELS = 8
@@ -91,10 +92,11 @@ class Validation:
     ) -> None:
         """At most 64 images of each part, spread over it; levels at the middles of eight equal shares of training's.
 
-        `at_once`: images per pass of the network.
+        `at_once`: images per pass of the network, or fewer if the memory does not hold them.
         """
         count = min(IMAGES, images.holdout_count, images.count)
-        self.spec, self.seed, self.task, self.world, self.at_once = spec, seed, task, world, at_once
+        self.spec, self.seed, self.task, self.world = spec, seed, task, world
+        self.pieces = Pieces(at_once)
         self.levels: Tensor = levels((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
         self.parts = {part: self._gather(images, part, count) for part in ("holdout", "train")}
 
@@ -131,16 +133,20 @@ class Validation:
         clean, condition = self.parts[part]
         clean, condition = clean.to(device), {name: tensor.to(device) for name, tensor in condition.items()}
         positions = torch.arange(len(clean), device=device)
-        losses = torch.zeros(len(self.levels), device=device)
-        for number in range(len(self.levels))[self.world.share(len(self.levels))]:
+
+        def loss(number: int) -> Tensor:
             s = self.levels[number]
             noise = normal(self.seed, Purpose.VALIDATION, positions, clean.shape[1:], number)
-            errors = []
-            for start in range(0, len(clean), self.at_once):
-                some = slice(start, start + self.at_once)
+
+            def errors(some: slice) -> Tensor:
                 shown = {name: tensor[some] for name, tensor in condition.items()}
-                errors.append(squared_error(denoiser, clean[some], s.expand(len(clean[some])), noise[some], shown))
-            losses[number] = torch.cat(errors).mean()
+                return squared_error(denoiser, clean[some], s.expand(len(clean[some])), noise[some], shown)
+
+            return torch.cat([*self.pieces(errors, len(clean))]).mean()
+
+        losses = torch.zeros(len(self.levels), device=device)
+        for number in range(len(self.levels))[self.world.share(len(self.levels))]:
+            losses[number] = loss(number)
         self.world.add([losses])
         return tuple(losses.tolist())
 
