@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffkit.backbones import norm, norm_kernels
+from diffkit.backbones import norm, norm_launch
 from diffkit.backbones.norm import GroupNorm
 from diffkit.backbones.unet import Block, unet
 from diffkit.interfaces import ImageSpec
@@ -82,10 +82,10 @@ def test_results_and_gradients(shape: Any, dtype: torch.dtype, silu: bool, modul
 
 @pytest.mark.parametrize("last", [False, True])
 def test_many_tiles_are_merged_in_several_rounds(monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
-    monkeypatch.setattr(norm_kernels, "TILE", 32)
-    monkeypatch.setattr(norm_kernels, "MOST_POSITIONS", 8)
-    monkeypatch.setattr(norm_kernels, "FEWEST_CHANNELS", 4)
-    monkeypatch.setattr(norm_kernels, "PARTS", 8)
+    monkeypatch.setattr(norm_launch, "TILE", 32)
+    monkeypatch.setattr(norm_launch, "MOST_POSITIONS", 8)
+    monkeypatch.setattr(norm_launch, "FEWEST_CHANNELS", 4)
+    monkeypatch.setattr(norm_launch, "PARTS", 8)
     compare(layer(8, True), images(1, 8, 7, 6, dtype=F32, last=last), torch.randn(1, 16).requires_grad_(), 5e-6)
 
 

@@ -95,14 +95,14 @@ def assembly(kernel: Any, constants: dict[str, Any]) -> str:
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled in the interpreter")
 @pytest.mark.parametrize("last", [False, True])
 def test_images_are_read_and_written_in_wide_words(last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffkit.backbones import norm_kernels
+    from diffkit.backbones import norm_kernels, norm_launch
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     layout = torch.channels_last if last else torch.contiguous_format
-    tiles = norm_kernels.Tiles.of(torch.empty(1, 128, 64, 64, device="meta").to(memory_format=layout))
+    tiles = norm_launch.Tiles.of(torch.empty(1, 128, 64, 64, device="meta").to(memory_format=layout))
     constants = {**tiles.shape, "SILU": True, **{name: 1 for name, step in tiles.strides.items() if step == 1}}
-    assert tiles.P * tiles.C == norm_kernels.TILE
-    code = assembly(norm_kernels._apply_backward, constants)
+    assert tiles.P * tiles.C == norm_launch.TILE
+    code = assembly(norm_kernels.apply_backward, constants)
     # 4,096 numbers of two tensors in 16 bytes at a time by 128 threads: eight loads, and four stores.
     assert len(re.findall(r"ld\.global[\w.:]*\.v4\.b32", code)) >= 8
     assert len(re.findall(r"st\.global[\w.:]*\.v4\.b32", code)) == 4
@@ -116,5 +116,5 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     constants = {"P": 64, "C": 64, "T": 64, "D": 8, "SILU": True, "MODULATED": True, "s_channel": 1}
-    for name in ("_moments", "_factors", "_apply", "_sums", "_small_gradients"):
+    for name in ("moments", "factors", "apply", "sums", "small_gradients"):
         assert ".visible .entry" in assembly(getattr(norm_kernels, name), constants)

@@ -122,15 +122,15 @@ class _Fused(torch.autograd.Function):
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from diffkit.backbones import norm_kernels
+    from diffkit.backbones import norm_launch
 
-    return norm_kernels.forward(*inputs)
+    return norm_launch.forward(*inputs)
 
 
 def _backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from diffkit.backbones import norm_kernels
+    from diffkit.backbones import norm_launch
 
-    return norm_kernels.backward(*inputs)
+    return norm_launch.backward(*inputs)
 
 
 def _forward_shapes(

@@ -12,17 +12,8 @@ Wu and He 2018, "Group Normalization"; statistics of tiles are merged as in Chan
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-TILE = 4096  # numbers, 32 for each thread of four warps
-FEWEST_CHANNELS = 64  # of a tile whose channels lie side by side: 128 bytes in bfloat16, a line of the cache
-MOST_POSITIONS = 1024  # of a tile whose positions do
-PARTS = 2048  # numbers of partial results that a program of the small kernels reads at a time
 
 
 @triton.jit
@@ -38,7 +29,7 @@ def _tile(x_stride, s_position, s_channel, positions, channels, tiles, P: tl.con
 
 
 @triton.jit
-def _moments(
+def moments(
     x, part, x_stride, s_position, s_channel, positions, channels, tiles, half, P: tl.constexpr, C: tl.constexpr
 ):
     """Of each tile and channel the mean and the sum of squares about it: part [2, B, tiles, channels]."""
@@ -54,7 +45,7 @@ def _moments(
 
 
 @triton.jit
-def _factors(
+def factors(
     part,
     weight,
     bias,
@@ -111,7 +102,7 @@ def _factors(
 
 
 @triton.jit
-def _apply(
+def apply(
     x,
     y,
     factors,
@@ -159,7 +150,7 @@ def _normalised(value, statistics, image, images, channel, channels, groups):
 
 
 @triton.jit
-def _sums(
+def sums(
     x,
     grad_y,
     statistics,
@@ -192,7 +183,7 @@ def _sums(
 
 
 @triton.jit
-def _small_gradients(
+def small_gradients(
     part,
     weight,
     bias,
@@ -244,7 +235,7 @@ def _small_gradients(
 
 
 @triton.jit
-def _apply_backward(
+def apply_backward(
     x,
     grad_y,
     grad_x,
@@ -273,130 +264,3 @@ def _apply_backward(
     times = tl.load(place + images * groups, mask=channel < channels, other=0.0)[None, :]
     found = slope * grad - scale * (plain + normal * times)
     tl.store(grad_x + start + offsets, found.to(grad_x.dtype.element_ty), mask=inside)
-
-
-class Tiles(NamedTuple):
-    """How images [B, C, H, W], dense with channels first or last, are cut; `P` and `C` are powers of two."""
-
-    images: int
-    positions: int
-    channels: int
-    last: bool
-    P: int
-    C: int
-
-    @classmethod
-    def of(cls, x: Tensor) -> Tiles:
-        last = not x.is_contiguous()
-        positions, channels = x.shape[2:].numel(), x.shape[1]
-        most_positions, most_channels = triton.next_power_of_2(positions), triton.next_power_of_2(channels)
-        if last:
-            wide = min(FEWEST_CHANNELS, most_channels)
-            return cls(len(x), positions, channels, last, min(TILE // wide, most_positions), wide)
-        long = min(MOST_POSITIONS, most_positions)
-        return cls(len(x), positions, channels, last, long, min(TILE // long, most_channels))
-
-    @property
-    def number(self) -> int:
-        """Of tiles for the positions of one image."""
-        return -(-self.positions // self.P)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.images * self.number, -(-self.channels // self.C)
-
-    @property
-    def strides(self) -> dict[str, int]:
-        s_position, s_channel = (self.channels, 1) if self.last else (1, self.positions)
-        return {"x_stride": self.positions * self.channels, "s_position": s_position, "s_channel": s_channel}
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {"positions": self.positions, "channels": self.channels, "tiles": self.number}
-
-    @property
-    def shape(self) -> dict[str, int]:
-        return {"P": self.P, "C": self.C}
-
-    def parts(self, x: Tensor) -> Tensor:
-        """Memory for two numbers of every tile and channel."""
-        return x.new_empty(2, self.images, self.number, self.channels, dtype=torch.float32)
-
-    def small(self, groups: int) -> dict[str, int]:
-        """The shape of what the small kernels read at a time: tiles, and channels of a group."""
-        wide = triton.next_power_of_2(self.channels // groups)
-        return {"T": min(triton.next_power_of_2(self.number), max(1, PARTS // wide)), "D": wide}
-
-
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    modulation: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y in x's layout, the groups' mean and reciprocal deviation [2, B, groups], slopes and offsets [2, B, C]."""
-    tiles, y = Tiles.of(x), torch.empty_like(x, dtype=dtype)
-    part = tiles.parts(x)
-    statistics = x.new_empty(2, tiles.images, groups, dtype=torch.float32)
-    factors = x.new_empty(2, tiles.images, tiles.channels, dtype=torch.float32)
-    shared: dict[str, Any] = {**tiles.strides, **tiles.counts, **tiles.shape}
-    with torch.cuda.device_of(x):
-        _moments[tiles.grid](x, part, half=part[0].numel(), **shared)
-        _factors[(tiles.images * groups,)](
-            part,
-            weight,
-            bias,
-            weight if modulation is None else modulation,
-            statistics,
-            factors,
-            eps,
-            groups=groups,
-            half=part[0].numel(),
-            P=tiles.P,
-            MODULATED=modulation is not None,
-            **tiles.counts,
-            **tiles.small(groups),
-        )
-        _apply[tiles.grid](x, y, factors, SILU=silu, **shared)
-    return y, statistics, factors
-
-
-def backward(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    modulation: Tensor | None,
-    statistics: Tensor,
-    factors: Tensor,
-    groups: int,
-    silu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, of weight and bias [2, C], and of `modulation` (empty if there is none)."""
-    tiles, grad_x = Tiles.of(x), torch.empty_like(x)
-    part, means = tiles.parts(x), torch.empty_like(statistics)
-    grad_affine = torch.empty_like(factors)
-    grad_modulation = x.new_empty(0) if modulation is None else torch.empty_like(modulation)
-    shared: dict[str, Any] = {**tiles.strides, **tiles.counts, **tiles.shape, "groups": groups, "SILU": silu}
-    with torch.cuda.device_of(x):
-        _sums[tiles.grid](x, grad_y, statistics, factors, part, half=part[0].numel(), **shared)
-        _small_gradients[(tiles.images * groups,)](
-            part,
-            weight,
-            bias,
-            weight if modulation is None else modulation,
-            means,
-            grad_affine,
-            grad_modulation,
-            groups=groups,
-            half=part[0].numel(),
-            MODULATED=modulation is not None,
-            **tiles.counts,
-            **tiles.small(groups),
-        )
-        _apply_backward[tiles.grid](x, grad_y, grad_x, statistics, factors, means, **shared)
-    return grad_x, grad_affine.sum(1), grad_modulation
