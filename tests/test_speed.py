@@ -20,7 +20,7 @@ from diffkit.backbones.unet import unet
 from diffkit.config import read_toml
 from diffkit.engine import devices
 from diffkit.engine.graphs import Graphed
-from diffkit.engine.speed import ON_A_GPU, Way, choose_way, precast
+from diffkit.engine.speed import LAYOUTS, ON_A_GPU, Way, choose_way, layout_of, precast, prepared
 from diffkit.errors import ExitCode
 from diffkit.interfaces import ImageSpec
 
@@ -228,3 +228,28 @@ with beside("a") as pool:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "3", "0", "3"]
+
+
+class Fusible(nn.Module):
+    """A layer with a kernel of its own, which may be broken."""
+
+    def __init__(self, works: bool) -> None:
+        super().__init__()
+        self.weight, self.works, self.fused_kernel = nn.Parameter(torch.ones(4, 1, 1)), works, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused_kernel and not self.works:
+            raise RuntimeError("no kernel here")
+        time.sleep(0.0 if self.fused_kernel else 0.01)
+        return x * self.weight
+
+
+def test_a_layers_own_kernel_is_used_where_it_is_faster_and_left_where_it_fails() -> None:
+    for works in (True, False):
+        network = nn.Sequential(Fusible(works))
+        way, notes = choose_way(network, attempt, LAYOUTS)
+        assert way.fused == works and len(notes) == (0 if works else 1)
+        assert layout_of(prepared(network, way)).fused == works
+        assert choose_way(network, attempt, (Way(fused=True),))[0] == Way(fused=works)
+    assert "Not eager, channels last, fused norms: RuntimeError: no kernel here" in notes
+    assert choose_way(nn.Sequential(nn.Conv2d(4, 4, 1)), attempt, (Way(), Way(fused=True)))[0] == Way()

@@ -124,6 +124,7 @@ class TrainSettings(_Section):
     precision: Precision = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     channels_last: bool | None = Field(None, description="the network's layout in memory; default: the faster one")
+    fused: bool | None = Field(None, description="norms by diffkit's own kernels; default: where they are faster")
     cuda_graphs: bool = Field(True, description="launch the kernels of a small step together, where that is faster")
     init: str = Field("", description="the model that training started from")
     exact_elastic: bool = Field(False, description="sum gradients so that any number of processes gives the same bits")

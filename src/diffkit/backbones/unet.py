@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diffkit.backbones.norm import GroupNorm, autocast_dtype
 from diffkit.backbones.presets import classic_preset, unet_preset
 from diffkit.errors import DiffkitError
 from diffkit.interfaces import ImageSpec
@@ -87,7 +88,9 @@ class UNet(nn.Module):
             self.decoder.append(Decoder(stage, grow, recompute=level < checkpoint))
             current = out
 
-        self.head = nn.Sequential(norm(current), nn.SiLU(), nn.Conv2d(current, spec.channels * patch**2, 3, padding=1))
+        # The second place is that of the SiLU in models of before: weights are stored by place.
+        last = nn.Conv2d(current, spec.channels * patch**2, 3, padding=1)
+        self.head = nn.Sequential(GroupNorm(current, silu=True), nn.Identity(), last)
         zero_(self.head[-1])
 
     def forward(
@@ -95,13 +98,17 @@ class UNet(nn.Module):
     ) -> Tensor:
         """x [B, C, H, W], c_noise [B], label [B, K], image [B, C', H, W] -> [B, C, H, W], any H and W.
 
-        The first and the last convolution and the output are of x's own type, whatever autocast says.
+        The first and the last convolution and the output are of x's own type, whatever autocast says; all between is
+        of autocast's. (On a CPU what comes from the first convolution is left as it is: so models of before have it.)
         """
         height, width = x.shape[-2:]
         x = self._padded(self._with_image(x, image))
         with full_precision(x):
             x = self.stem(F.pixel_unshuffle(x, self.patch))
             embedding = self.embed(c_noise, label)
+        dtype = autocast_dtype(x)
+        if dtype is not None and x.device.type != "cpu":
+            x, embedding = x.to(dtype), embedding.to(dtype)
         skips = [x]
         for stage in self.encoder:
             x = stage(x, embedding, skips)
@@ -109,7 +116,7 @@ class UNet(nn.Module):
         for stage in self.decoder:
             x = stage(x, embedding, skips)
         with full_precision(x):
-            x = F.pixel_shuffle(self.head(x.to(self.stem.weight.dtype)), self.patch)
+            x = F.pixel_shuffle(self.head(x), self.patch)
         return x[..., :height, :width]
 
     def _with_image(self, x: Tensor, image: Tensor | None) -> Tensor:
@@ -155,7 +162,7 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
             x = run(block, self.recompute, x, embedding, skips.pop().to(x.dtype))
-        return x if self.grow is None else self.grow(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x if self.grow is None else self.grow(doubled(x))
 
 
 class Block(nn.Module):
@@ -170,9 +177,9 @@ class Block(nn.Module):
         super().__init__()
         self.join = nn.Conv2d(skip, inputs, 1) if skip and skips == "add" else None
         inputs += skip if skips == "concat" else 0
-        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm1, self.conv1 = GroupNorm(inputs, silu=True), nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * outputs)
-        self.norm2, self.conv2 = norm(outputs), zero_(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.norm2, self.conv2 = GroupNorm(outputs, silu=True), zero_(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.attention = Attention(outputs) if attend else nn.Identity()
@@ -181,9 +188,7 @@ class Block(nn.Module):
         """`skip`: what comes from the encoder."""
         if skip is not None:
             x = torch.cat([x, skip], dim=1) if self.join is None else x + self.join(skip)
-        scale, shift = self.modulation(embedding)[..., None, None].chunk(2, dim=1)
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = F.silu(self.norm2(hidden) * (1 + scale) + shift)
+        hidden = self.norm2(self.conv1(self.norm1(x)), self.modulation(embedding))
         result: Tensor = self.attention(self.skip(x) + self.conv2(self.dropout(hidden)))
         return result
 
@@ -194,15 +199,16 @@ class Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.heads = next(n for n in range(-(-channels // HEAD), channels + 1) if channels % n == 0)
-        self.norm = norm(channels)
+        self.norm = GroupNorm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, 3, self.heads, channels // self.heads, height * width)
-        # The fast kernels want each position's channels side by side.
-        q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)
+        # The fast kernels want each position's channels side by side; those of CUDA take them with gaps between heads.
+        qkv = qkv.transpose(-1, -2)
+        q, k, v = (qkv if x.is_cuda and qkv.stride(-1) == 1 else qkv.contiguous()).unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
         result: Tensor = x + self.out(mixed)
         return result
@@ -231,22 +237,37 @@ class Embedding(nn.Module):
         return F.silu(result)
 
 
-def run(block: Callable[..., Tensor], recompute: bool, *inputs: Tensor) -> Tensor:
+def run(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
     """The block's result; with `recompute`, its inner activations are found again in the backward pass, not kept."""
+    call: Callable[..., Tensor] = block
     if recompute and torch.is_grad_enabled():
-        block = partial(checkpoint, block, use_reentrant=False)
-    return block(*inputs)
+        # Only for dropout: the state of a generator cannot be read while a CUDA graph is recorded.
+        draws = any(isinstance(each, nn.Dropout) and each.training and each.p > 0 for each in block.modules())
+        call = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=draws)
+    return call(*inputs)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Every position as two by two: [B, C, H, W] -> [B, C, 2 H, 2 W], in x's layout.
+
+    On a CPU torch's interpolation is several times faster; on CUDA autocast runs it in float32.
+    """
+    return repeated(x) if x.is_cuda else F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def repeated(x: Tensor) -> Tensor:
+    """The same by broadcasting, which is a copy, and a sum of four on the way back."""
+    images, channels, height, width = x.shape
+    if x.is_contiguous():
+        x = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+        return x.reshape(images, channels, 2 * height, 2 * width)
+    x = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
+    return x.reshape(images, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """No autocast inside (the meta device, on which shapes are planned, has none to switch off)."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of up to 32 groups of at least 4 channels."""
-    groups = next(n for n in range(min(32, max(1, channels // 4)), 0, -1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels)
 
 
 def zero_(layer: Any) -> Any:

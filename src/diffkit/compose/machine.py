@@ -75,7 +75,7 @@ def with_way(
     from diffkit.engine.speed import COMPILING_PAYS, ON_A_GPU, Way
 
     train = settings.train
-    best, notes = Way(bool(train.channels_last), train.compile == "on"), list[str]()
+    best, notes = Way(bool(train.channels_last), train.compile == "on", bool(train.fused)), list[str]()
     candidates: tuple[Way, ...] = (best,)
     if probe and device.type == "cuda":
         fitting = [
@@ -83,6 +83,7 @@ def with_way(
             for way in ON_A_GPU
             if train.compile in ("auto", "on" if way.compiled else "off")
             and train.channels_last in (None, way.channels_last)
+            and train.fused in (None, way.fused)
         ]
         candidates = tuple(fitting) or candidates
     images = min(train.micro_batch or 1, -(-(train.batch_size or 1) // world.size))
@@ -93,7 +94,7 @@ def with_way(
         lasts = length.lasts(train.batch_size or 1, images * world.size / seconds)
         return lasts
 
-    if len(candidates) > 1 or best.compiled:
+    if len(candidates) > 1 or best != best.plain:
         best, notes = fastest(network, spec, images, autocast(device, train.precision), candidates, ahead=ahead)
     if lasts < COMPILING_PAYS:
         notes.append(
@@ -101,7 +102,11 @@ def with_way(
             "With --set train.compile=on it is."
         )
     forget_peak(device)
-    update = {"compile": "on" if best.compiled else "off", "channels_last": best.channels_last}
+    update = {
+        "compile": "on" if best.compiled else "off",
+        "channels_last": best.channels_last,
+        "fused": best.fused,
+    }
     return settings.model_copy(update={"train": train.model_copy(update=update)}), best, notes
 
 
@@ -128,7 +133,7 @@ def fastest(
         except torch.OutOfMemoryError:
             images //= 2  # as the work itself will
         release_memory()
-    return candidates[0]._replace(compiled=False), []
+    return candidates[0].plain, []
 
 
 def _trial(network: nn.Module, spec: ImageSpec, images: int, autocast: Autocast, training: bool) -> Try:
@@ -193,17 +198,17 @@ def adapt(network: nn.Module, spec: ImageSpec, device: torch.device, precision: 
 def _layout(network: nn.Module, spec: ImageSpec, device: torch.device, precision: str) -> Way:
     """The faster layout on this GPU, by an earlier trial or by one now."""
     from diffkit.engine.devices import autocast
-    from diffkit.engine.speed import Way
+    from diffkit.engine.speed import LAYOUTS, Way
 
     place = _place(network, spec, device, precision)
     with suppress(OSError, ValueError, TypeError, KeyError):
-        return Way(channels_last=bool(json.loads(place.read_text())["channels_last"]))
-    layouts = (Way(), Way(channels_last=True))
+        kept = json.loads(place.read_text())
+        return Way(channels_last=bool(kept["channels_last"]), fused=bool(kept["fused"]))
     images = usual_batch(spec, device)
-    found, _ = fastest(network, spec, images, autocast(device, precision), layouts, training=False)
+    found, _ = fastest(network, spec, images, autocast(device, precision), LAYOUTS, training=False)
     with suppress(DiffkitError, OSError):
         durable.make_folders(place.parent)
-        durable.write_json(place, {"channels_last": found.channels_last})
+        durable.write_json(place, {"channels_last": found.channels_last, "fused": found.fused})
     return found
 
 

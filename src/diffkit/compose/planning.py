@@ -31,7 +31,7 @@ TRAINING_SHARE = 0.9
 """The share of the time that is training; the rest goes to looks at held-out images, sample grids and checkpoints."""
 RATE_STEPS = 40
 NEVER = 10**9  # steps: a training reports at its end alone
-PROBED = ("precision", "compile", "channels_last", "micro_batch", "lr")
+PROBED = ("precision", "compile", "channels_last", "fused", "micro_batch", "lr")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,9 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
     if asked.train.compile != "auto":
         changed["compile"] = asked.train.compile
     # How it is computed changes rounding only; the layout, and what was not asked for, stay as the run has found them.
-    same = {key: getattr(stored.train, key) for key in ("micro_batch", "compile", "channels_last", "cuda_graphs")}
+    same = {
+        key: getattr(stored.train, key) for key in ("micro_batch", "compile", "channels_last", "fused", "cuda_graphs")
+    }
     asked = asked.model_copy(update={"train": asked.train.model_copy(update=same)})
     known = stored.prediction.options.get("sigma_data")
     sigma_data = _sigma_data(stored, store) if known is None else float(known)

@@ -1,4 +1,4 @@
-"""How a network is run: its layout in memory, and whether it is compiled. Chosen by trying, never a reason to fail."""
+"""How a network is run: layout in memory, compilation, kernels of our own. Chosen by trying, never a reason to fail."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,22 +25,32 @@ COMPILING_PAYS = 300.0
 
 
 class Way(NamedTuple):
-    """Channels last in memory or first; compiled or as written."""
+    """Channels last in memory or first; compiled or as written; layers that have a kernel of their own, by that."""
 
     channels_last: bool = False
     compiled: bool = False
+    fused: bool = False
 
     def __str__(self) -> str:
-        return f"{'compiled' if self.compiled else 'eager'}, channels {'last' if self.channels_last else 'first'}"
+        layout = f"{'compiled' if self.compiled else 'eager'}, channels {'last' if self.channels_last else 'first'}"
+        return layout + (", fused norms" if self.fused else "")
+
+    @property
+    def plain(self) -> Way:
+        """The same layout without what may fail."""
+        return Way(self.channels_last)
 
 
 EAGER = Way()
-ON_A_GPU = (EAGER, Way(channels_last=True), Way(channels_last=True, compiled=True))
+LAYOUTS = (EAGER, Way(channels_last=True), Way(channels_last=True, fused=True))
+ON_A_GPU = (*LAYOUTS, Way(channels_last=True, compiled=True))
 
 
 def prepared(network: nn.Module, way: Way) -> nn.Module:
     """The network in this layout, changed in place; compiled, a module beside it that shares its weights."""
     network.to(memory_format=torch.channels_last if way.channels_last else torch.contiguous_format)
+    for layer in fusible(network):
+        layer.fused_kernel = way.fused
     if not way.compiled:
         return network
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
@@ -49,10 +59,16 @@ def prepared(network: nn.Module, way: Way) -> nn.Module:
     return compiled
 
 
+def fusible(network: nn.Module) -> list[Any]:
+    """Its layers that have a kernel of their own, used while their attribute `fused_kernel` is true."""
+    return [layer for layer in network.modules() if hasattr(layer, "fused_kernel")]
+
+
 def layout_of(network: nn.Module) -> Way:
-    """As it lies in memory now, not compiled."""
+    """As it is run now, not compiled."""
     weights = [each for each in network.parameters() if each.dim() == 4]
-    return Way(channels_last=any(not each.is_contiguous() for each in weights))
+    fused = any(layer.fused_kernel for layer in fusible(network))
+    return Way(channels_last=any(not each.is_contiguous() for each in weights), fused=fused)
 
 
 def choose_way(
@@ -66,7 +82,7 @@ def choose_way(
     """The fastest of the candidates at `attempt`, which runs a network forward; and notes on those that fail.
 
     Each is timed forward and, if `training`, backward. The first is left only for a gain of a twentieth. If all fail it
-    is the first, but not compiled: the training itself may say why. Raises torch.OutOfMemoryError.
+    is the first, but neither compiled nor fused: the training itself may say why. Raises torch.OutOfMemoryError.
 
     `ahead`: from the seconds of an attempt to those of all the work there is. Where that is too short to pay for
     compiling, no candidate is compiled that comes after one that is not.
@@ -75,6 +91,8 @@ def choose_way(
     notes = []
     with _noisy(network):
         for way in candidates:
+            if way.fused and not fusible(network):
+                continue
             if way.compiled and seconds and ahead(min(seconds.values())) < COMPILING_PAYS:
                 continue
             try:
@@ -86,8 +104,7 @@ def choose_way(
                 notes.append(f"Not {way}: {first_line(error)}")
             network.zero_grad(set_to_none=True)
     first = candidates[0]
-    plain = first._replace(compiled=False)
-    best = min(seconds, key=lambda way: seconds[way] * (1 if way == first else GAIN_WANTED), default=plain)
+    best = min(seconds, key=lambda way: seconds[way] * (1 if way == first else GAIN_WANTED), default=first.plain)
     return best, notes
 
 
