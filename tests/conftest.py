@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, a small prepared data set, a shared tiny run."""
+"""What all tests share: one thread a process, no GPU, a small prepared data set, a shared tiny run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from tests and from the commands they start, so that `--device auto` is the CPU everywhere.
+
+    `pytest -m gpu` runs those that need one.
+    """
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def run_diffkit(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

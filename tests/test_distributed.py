@@ -82,8 +82,9 @@ def test_one_then_two_then_one_process_train_like_one_and_sample_the_same(datase
     assert len(sheets[0]) == 3 and sheets[0] <= sheets[1]
     assert [record["processes"] for record in read_lines(shared / "sessions.jsonl")] == [1, 2, 1]
 
-    assert run_diffkit("sample", alone, "-o", tmp_path / "a", "-n", 9, "--steps", 3).returncode == 0
-    done = run_two("sample", alone, "-o", tmp_path / "b", "-n", 9, "--steps", 3)
+    options = ("-n", 9, "--steps", 3, "--device", "cpu")
+    assert run_diffkit("sample", alone, "-o", tmp_path / "a", *options).returncode == 0
+    done = run_two("sample", alone, "-o", tmp_path / "b", *options)
     assert done.returncode == 0, done.stderr
     records = read_lines(tmp_path / "b" / "samples.jsonl")
     assert records == read_lines(tmp_path / "a" / "samples.jsonl")
@@ -178,7 +179,7 @@ def test_two_processes_evaluate_like_one(
 
 
 def test_what_cannot_be_shared_is_refused(dataset: Path, tmp_path: Path) -> None:
-    done = call_diffkit("train", dataset, "-o", tmp_path / "a", "--gpus", 999)
+    done = call_diffkit("train", dataset, "-o", tmp_path / "a", "--gpus", 999, "--device", "cpu")
     assert done.returncode == ExitCode.MACHINE and "--gpus 999: this machine has" in done.stderr
     command = ("train", dataset, "-o", tmp_path / "b", "--gpus", 2, *TINY, "--batch-size", 1)
     done = run_diffkit(*command)

@@ -30,16 +30,31 @@ from diffkit import hookimpl
 
 calls = 0
 
-def hangs(s, density):
+def sixth():
     global calls
     calls += 1
-    if calls == 6 and os.environ.get("RANK") == "1":
+    return calls == 6 and os.environ.get("RANK") == "1"
+
+def hangs(s, density):
+    if sixth():
         time.sleep(10**6)
+    return s * 0 + 1
+
+def dies(s, density):
+    # Before a sum of gradients to which the other process has sent its part.
+    if sixth():
+        from diffkit.engine.sums import GradientSums
+
+        def die(self, buffer):
+            time.sleep(1)
+            os.kill(os.getpid(), 9)
+
+        GradientSums._send = die
     return s * 0 + 1
 
 @hookimpl
 def weightings():
-    return {"hangs": hangs}
+    return {"hangs": hangs, "dies": dies}
 """
 
 
@@ -174,17 +189,22 @@ def test_the_second_signal_ends_all_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_plugin_that_hangs_in_one_process_ends_all_and_the_run_goes_on(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "said"), [("hangs", "Rank 1 of 2 hangs"), ("dies", "Rank 1 of 2 was ended by SIGKILL")]
+)
+def test_one_process_that_hangs_or_dies_ends_all_and_the_run_goes_on(
+    fault: str, said: str, dataset: Path, tmp_path: Path
+) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
     installed = tmp_path / "faulty-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
     (installed / "entry_points.txt").write_text("[diffkit]\nfaulty = faulty\n")
-    command = ("train", dataset, "-o", tmp_path / "run", *TINY, "--weighting", "hangs", "--steps", 8)
+    command = ("train", dataset, "-o", tmp_path / "run", *TINY, "--weighting", fault, "--steps", 8)
     own = {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = run_diffkit(*command, "--gpus", 2, **own, DIFFKIT_PATIENCE="2")
     assert done.returncode == ExitCode.RESUMABLE, done.stderr
-    assert done.stderr.count("Rank 1 of 2 hangs") == done.stderr.count("Error:") == 1
+    assert done.stderr.count(said) == done.stderr.count("Error:") == 1, done.stderr
     done = run_diffkit(*command, **own)
     assert done.returncode == 0 and "Done after 64 images" in done.stderr, done.stderr
 

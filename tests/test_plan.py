@@ -162,3 +162,39 @@ def test_a_large_batch_is_computed_in_pieces_that_the_machine_holds(
     given["train"] = {"batch_size": 64}
     train = new_settings(given, Store.open(dataset), torch.device("cpu")).train
     assert (train.batch_size, train.micro_batch) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("processes", "count", "batch", "growth"),
+    [
+        (1, 50_000, 256, 1),
+        (3, 50_000, 768, 3),
+        (8, 50_000, 2048, 8),
+        (64, 50_000, 4096, 16),
+        (8, 5_000, 512, 2),
+        (8, 1_000, 256, 1),
+        (8, 100, 64, 1),
+    ],
+)
+def test_several_gpus_get_a_larger_batch_and_its_rate_while_a_pass_has_steps_enough(
+    processes: int, count: int, batch: int, growth: int, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffkit.compose.settings import new_settings
+    from diffkit.engine import devices
+    from diffkit.engine.store import Store
+
+    backbone = {"name": "unet", "width": 192, "multipliers": [1, 2], "blocks": 1, "attention": 0}
+    given = {"backbone": backbone, "data": {"path": str(dataset)}}
+    store, cpu = Store.open(dataset), torch.device("cpu")
+    store.count = count
+    on_cpu = new_settings(given, store, cpu, processes).train
+    assert on_cpu == new_settings(given, store, cpu).train  # its cores are shared
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 80 * 2**30)
+    alone, shared = (new_settings(given, store, cpu, number).train for number in (1, processes))
+    assert alone.lr is not None and alone.lr < 1e-3
+    assert shared.batch_size == batch and shared.micro_batch == alone.batch_size
+    assert shared.lr == pytest.approx(min(2e-3, alone.lr * math.sqrt(growth)), rel=0.1)  # two digits
+    assert shared.warmup_images == 10_000 * growth
+    own = {"batch_size": 96, "warmup_images": 500}
+    chosen = new_settings({**given, "train": own}, store, cpu, processes).train
+    assert (chosen.batch_size, chosen.warmup_images, chosen.lr) == (96, 500, alone.lr)

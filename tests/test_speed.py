@@ -147,6 +147,7 @@ def test_weights_changed_once_give_the_same_images_as_autocast_at_every_call() -
     assert types["stem.weight"] == types["head.2.weight"] == torch.float32
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("half", [False, True])
 def test_a_replayed_call_answers_as_the_network_does(half: bool) -> None:

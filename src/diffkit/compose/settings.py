@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffkit.compose.batch import with_batch
 from diffkit.compose.model import model_path
 from diffkit.compose.parts import (
     PART_KINDS,
@@ -17,7 +18,6 @@ from diffkit.compose.parts import (
     recorded,
     task_of,
     trait,
-    trial_network,
 )
 from diffkit.compose.trial import first_use
 from diffkit.config import PartChoice, Settings, to_tables, validated
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 SURVEYED = 1024  # images
-LARGE_PASS = 2**20  # pixels
 LEAST_DIFFERENCE = 1e-3
 
 
@@ -40,8 +39,8 @@ class OtherSettings(DiffkitError):
     """A run was begun with other settings or other data."""
 
 
-def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -> Settings:
-    """All settings of a new run, except the precision: what was not given follows from data, device and model."""
+def new_settings(given: Mapping[str, Any], store: Store, device: torch.device, processes: int = 1) -> Settings:
+    """All settings of a new run, except the precision: what was not given follows from data, devices and model."""
     settings = validated({**given, **_inherited(given)})
     spec = training_spec(settings, store.spec)
     backbone = settings.backbone
@@ -64,7 +63,7 @@ def new_settings(given: Mapping[str, Any], store: Store, device: torch.device) -
         }
     )
     settings = _with_parts(settings, sigma_data)
-    return _with_batch(settings.model_copy(update={"parts": recorded(settings)}), spec, store, device)
+    return with_batch(settings.model_copy(update={"parts": recorded(settings)}), spec, store, device, processes)
 
 
 def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Settings:
@@ -273,62 +272,3 @@ def _default_preset(count: int, device: torch.device) -> str:
     if device.type == "cpu":
         return "tiny"
     return "base" if count >= 5_000 and (memory_bytes(device) or 0) >= 12 * 2**30 else "small"
-
-
-def _with_batch(settings: Settings, spec: ImageSpec, store: Store, device: torch.device) -> Settings:
-    """Batch size and learning rate, unless given: from image size, data size, device memory and parameters."""
-    from diffkit.engine.devices import activation_bytes, machine_memory, memory_bytes
-
-    def image_bytes() -> int:
-        network, inputs, condition = trial_network(settings, spec)
-        return max(1, activation_bytes(lambda: network(*inputs, **condition)))
-
-    parameters = sum(p.numel() for p in trial_network(settings, spec, run=False)[0].parameters())
-    pixels = spec.height * spec.width
-    train, memory = settings.train, memory_bytes(device)
-    _check_network(parameters, memory or machine_memory())
-    if train.batch_size is not None:
-        batch = train.batch_size
-        _check_batch(batch, store)
-    elif memory is None:
-        batch = min(64, max(8, 2**18 // pixels), _power_of_two(store.count))
-    else:
-        fits = (0.6 * memory - 20 * parameters) / image_bytes()
-        batch = min(256, _power_of_two(fits), _power_of_two(store.count))
-    micro = min(train.micro_batch or batch, batch)
-    own = machine_memory() if memory is None else None
-    if own is not None and train.micro_batch is None and batch * pixels > LARGE_PASS:
-        # A system that hands out memory it has not got would end the process without a word.
-        micro = min(batch, _power_of_two(0.5 * own / image_bytes()))
-    lr = train.lr or float(f"{min(2e-3, max(1e-4, 2e-3 * math.sqrt(3e6 / parameters))):.1e}")
-    update = {"batch_size": batch, "micro_batch": micro, "lr": lr}
-    return settings.model_copy(update={"train": train.model_copy(update=update)})
-
-
-def _check_network(parameters: int, memory: int | None) -> None:
-    """Raises DiffkitError for more parameters than fit: each with its average, its gradient and two moments."""
-    needed = 5 * 4 * parameters
-    if memory is not None and needed > memory:
-        raise DiffkitError(
-            f"A network of {parameters:,} parameters takes {needed / 2**30:,.0f} GiB of memory to train, "
-            f"and {memory / 2**30:,.0f} GiB are there.",
-            "Choose a smaller one: --preset, or the backbone's options.",
-            code=ExitCode.MACHINE,
-        )
-
-
-def _check_batch(batch: int, store: Store) -> None:
-    """Raises DiffkitError for more images than the machine can read at once: this batch, and the next beside it."""
-    from diffkit.engine.devices import machine_memory
-
-    each, memory = 2 * store.spec.height * store.spec.width * store.spec.channels, machine_memory()
-    if memory is not None and batch * each > memory / 2:
-        raise DiffkitError(
-            f"A batch of {batch:,} images is too large for this machine, which has {memory / 2**30:.0f} GiB of memory.",
-            f"At most {_power_of_two(memory / 2 / each):,} fit; from some thousands on there is nothing to gain.",
-        )
-
-
-def _power_of_two(most: float) -> int:
-    """The greatest power of two up to `most`; at least 1."""
-    return 1 << (int(max(most, 1)).bit_length() - 1)

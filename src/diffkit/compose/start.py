@@ -51,7 +51,7 @@ def prepare_training(
     device = choose_device(device_name)
     if device.type == "cpu":
         keep_freed_memory()
-    settings = resumed_settings(given, store, run) if run.exists else new_settings(given, store, device)
+    settings = resumed_settings(given, store, run) if run.exists else new_settings(given, store, device, world.size)
     spec = training_spec(settings, store.spec)
     checkpoint, notes = None, []
     if run.exists:

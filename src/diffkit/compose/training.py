@@ -185,7 +185,7 @@ class Training:
     @property
     def report_every(self) -> int:
         """Steps between reports: on a GPU, which would have to wait for each of them, some thousand images apart."""
-        return 1 if self.device.type == "cpu" else max(1, 2048 // self.recipe.batch_size)
+        return 1 if self.device.type == "cpu" else max(1, 2048 * self.world.size // self.recipe.batch_size)
 
     def history(self) -> list[Validated]:
         """What was found on held-out images so far."""

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from diffkit.engine.peers import OtherFailed, Peers
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import Store, Work
 
 Item = TypeVar("Item")
 
@@ -57,16 +59,21 @@ class World:
         if self.size == 1:
             return
         import torch
-        import torch.distributed as dist
 
         for some in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in some])
-            if flat.device.type == "cpu":
-                self._sum(flat)
-            else:
-                dist.all_reduce(flat)  # is only queued: who fails is found out by the next flag
+            self.begin_sum(flat)()
             for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+    def begin_sum(self, values: Tensor) -> Callable[[], None]:
+        """Begin to replace `values` by their sum over the processes; what is returned, called, waits for that.
+
+        On a GPU it is the GPU that waits, before what is queued next: who fails is found out by the next flag.
+        """
+        import torch.distributed as dist
+
+        return self._begun(lambda: dist.all_reduce(values, async_op=True), values.device)
 
     def add_in_order(self, own: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The sum of the lists of tensors of all processes, in the order of ranks and, of each, of its lists.
@@ -96,12 +103,7 @@ class World:
 
         for some in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in some])
-            work = dist.broadcast(flat, source, async_op=True)
-            assert work is not None and self.peers is not None
-            if flat.device.type == "cpu":
-                self.peers.wait(work)
-            else:
-                work.wait()
+            self._begun(partial(dist.broadcast, flat, source, async_op=True), flat.device)()
             for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
@@ -112,7 +114,7 @@ class World:
         import torch
 
         count = torch.tensor([flag], dtype=torch.int32)
-        self._sum(count)
+        self.begin_sum(count)()
         return bool(count.item())
 
     def wait(self) -> None:
@@ -132,26 +134,32 @@ class World:
                 return
             yield item
 
-    def _sum(self, values: Tensor) -> None:
-        import torch.distributed as dist
-
+    def _begun(self, begin: Callable[[], Work | None], device: torch.device) -> Callable[[], None]:
+        """Begin a message to all; what is returned waits for it."""
         assert self.peers is not None
-        work = dist.all_reduce(values, async_op=True)
+        if device.type != "cpu":
+            return partial(_wait, self.peers.queue(begin))
+        work = begin()
         assert work is not None
-        self.peers.wait(work)
+        return partial(self.peers.wait, work)
 
 
 ALONE = World()
 
 
+def _wait(work: Work) -> None:
+    work.wait()  # of a message between GPUs: what is queued from now on waits for it, and nobody else
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """One after another, in lists of some megabytes: large messages, but no second copy of everything."""
-    some: list[Tensor] = []
+    some, numbers = list["Tensor"](), 0
     for tensor in tensors:
         some.append(tensor)
-        if sum(each.numel() for each in some) >= MESSAGE:
+        numbers += tensor.numel()
+        if numbers >= MESSAGE:
             yield some
-            some = []
+            some, numbers = [], 0
     if some:
         yield some
 
@@ -168,6 +176,8 @@ def joined(device: str) -> Iterator[World]:
     import torch
     import torch.distributed as dist
 
+    from diffkit.engine.devices import is_memory
+
     gpus = device in {"auto", "cuda"} and torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -179,6 +189,8 @@ def joined(device: str) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
     except RuntimeError as error:
+        if is_memory(error):
+            raise
         raise _not_met(rank, size, error) from error
     try:
         yield World(rank, size, peers)

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import TypeAlias
@@ -61,7 +62,8 @@ class Gradients:
 
     On a GPU the steps of small batches are also tried as a CUDA graph, if `graphs`: after a few of them one is
     recorded and compared with the gradients it stands for; it stays if the next ones are faster by it. All are steps of
-    the training. `remark`: what came of that, for people, once it is known.
+    the training. `remark`: what came of that, for people, once it is known. `around_last_pass`: entered around the pass
+    that completes the gradients, unless it is replayed.
     """
 
     def __init__(self, loss: Loss, network: nn.Module, optimizer: AdamW, batch_size: int, graphs: bool) -> None:
@@ -69,6 +71,7 @@ class Gradients:
         self.loss, self.network, self.optimizer, self.batch_size = loss, network, optimizer, batch_size
         self.device = next(network.parameters()).device
         self.remark: str | None = None
+        self.around_last_pass: Callable[[], AbstractContextManager[object]] = nullcontext
         self._trial = _Trial() if graphs and graphs_on(self.device) else None
         self._graph: Graph | None = None
         self._graphs_own: list[Tensor | None] = []
@@ -102,9 +105,10 @@ class Gradients:
     def _launched(self, passes: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         self.optimizer.forget_gradients()
         found = []
-        for batch in passes:
+        for number, batch in enumerate(passes, 1):
             self._seed(batch)
-            found.append(self._pass(batch))
+            with self.around_last_pass() if number == len(passes) else nullcontext():
+                found.append(self._pass(batch))
         losses, by_level = zip(*found, strict=True)
         return torch.stack(losses).sum(), torch.stack(by_level).sum(0)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +18,10 @@ from diffkit.core.weighing import Uncertainty, Weigh
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint
 from diffkit.engine.distributed import ALONE, World
-from diffkit.engine.gradients import Gradients, Levels, Loss, Objective
+from diffkit.engine.gradients import SHARES, Gradients, Levels, Loss, Objective
 from diffkit.engine.optimizer import AdamW
 from diffkit.engine.progress import NonFinite, OnNan, Progress, Report
+from diffkit.engine.sums import GradientSums
 from diffkit.engine.threads import beside
 from diffkit.engine.turns import turns
 from diffkit.errors import DiffkitError, ExitCode
@@ -177,10 +179,13 @@ def train(
     gradients = Gradients(
         loss, state.network, state.optimizer, recipe.batch_size, cuda_graphs and not recipe.exact_elastic
     )
+    sums = GradientSums(state.optimizer.parameters, world) if world.size > 1 and not recipe.exact_elastic else None
+    if sums is not None:
+        gradients.around_last_pass = sums.last_pass
     share = world.share(recipe.batch_size)
     micro_batch = min(recipe.micro_batch, -(-recipe.batch_size // world.size))
     piece = recipe.batch_size // PIECES if recipe.exact_elastic else None
-    with beside("reader") as reader, turns(device, world.size) as turn:
+    with beside("reader") as reader, turns(device, world.size) as turn, sums or nullcontext():
         pinned = device.type == "cuda"
 
         def read(first: int) -> Future[Batch]:
@@ -202,7 +207,7 @@ def train(
             if state.images_seen in passed_over:
                 state.images_seen = first
             else:
-                while world.any((found := _gradients(gradients, batch, micro_batch, state, piece)) is None):
+                while world.any((found := _gradients(gradients, batch, micro_batch, state, piece, sums)) is None):
                     state.forget_pass()
                     if torch.cuda.is_available():
                         torch.cuda.empty_cache()
@@ -214,7 +219,7 @@ def train(
                 if gradients.remark:
                     yield Remark(state.images_seen, gradients.remark)
                     gradients.remark = None
-                mean, by_level = _summed(found, state, world, recipe.exact_elastic)
+                mean, by_level = _summed(found, state, world) if recipe.exact_elastic else found[0]
                 grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip).detach()
                 report.add(step, mean, by_level, grad_norm)
                 finite = None
@@ -252,42 +257,45 @@ def _check_shares(recipe: Recipe, world: World) -> None:
 
 
 def _gradients(
-    gradients: Gradients, batch: Batch, micro_batch: int, state: State, piece: int | None
+    gradients: Gradients, batch: Batch, micro_batch: int, state: State, piece: int | None, sums: GradientSums | None
 ) -> list[list[Tensor]] | None:
     """Loss and errors by level of each `piece` images (None: of all), with a copy of its gradients where it is not all.
 
-    None if the memory does not hold a pass.
+    With `sums`, all of that over all processes. None if the memory does not hold a pass.
     """
+    if piece is None:
+        whole: Sequence[Tensor] | None = gradients(batch, micro_batch)
+        if sums is not None:
+            whole = sums.finish(whole, like=_nothing(gradients.device))
+        return None if whole is None else [list(whole)]
     result = []
-    for part in [batch] if piece is None else batch.split(piece):
+    for part in batch.split(piece):
         found = gradients(part, micro_batch)
         if found is None:
             return None
-        copies = [] if piece is None else [gradient.clone() for gradient in _gradients_of(state)]
-        result.append([*found, *copies])
+        result.append([*found, *(gradient.clone() for gradient in _gradients_of(state))])
     return result
 
 
-def _summed(found: list[list[Tensor]], state: State, world: World, exact: bool) -> list[Tensor]:
-    """Loss and errors by level over all processes; the gradients in the parameters become sums too."""
-    if exact:
-        loss, by_level, *sums = world.add_in_order(found)
-        for parameter, gradient in zip(state.optimizer.parameters, sums, strict=True):
-            parameter.grad = gradient
-        return [loss, by_level]
-    if world.size > 1:
-        world.add([*found[0], *_gradients_of(state)])
-    return found[0]
+def _summed(found: list[list[Tensor]], state: State, world: World) -> list[Tensor]:
+    """Loss and errors by level over all pieces; the gradients in the parameters become sums too."""
+    loss, by_level, *sums = world.add_in_order(found)
+    for parameter, gradient in zip(state.optimizer.parameters, sums, strict=True):
+        parameter.grad = gradient
+    return [loss, by_level]
+
+
+def _nothing(device: torch.device) -> list[Tensor]:
+    """Loss and errors by level of no image."""
+    return [torch.zeros((), device=device), torch.zeros(2, SHARES, device=device)]
 
 
 def _gradients_of(state: State) -> list[Tensor]:
     """The gradient of every trained parameter: zeros where it had no part in the loss."""
-    found = []
-    for parameter in state.optimizer.parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        found.append(parameter.grad)
-    return found
+    return [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for parameter in state.optimizer.parameters
+    ]
 
 
 def load_exactly(module: nn.Module, tensors: dict[str, Tensor]) -> None:
