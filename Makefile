@@ -10,7 +10,7 @@ SEED ?= 0
 # The tests run in as many processes as there are processors, at most eight, of one thread each.
 PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-long faults mutants lint bench bench-gpu gpu-check gpu-wheels samplers clean
+.PHONY: demo test test-long test-gpu faults mutants lint bench bench-gpu gpu-check gpu-wheels samplers clean
 
 demo: $(READY)
 	$(BIN)/diffkit demo
@@ -30,6 +30,10 @@ faults: $(READY)
 mutants: $(READY)
 	$(BIN)/python benchmarks/mutants.py
 
+# On a machine with a GPU.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -q -m gpu
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,6 +51,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/defaults.py demo/run
 	$(BIN)/python benchmarks/costs.py $(DATA)
 	$(BIN)/python benchmarks/ranks.py $(DATA)
+	$(BIN)/python benchmarks/sums.py
 	$(BIN)/python benchmarks/beside.py $(DATA)
 	$(BIN)/python benchmarks/backbones.py $(DATA)
 	$(BIN)/python benchmarks/quality.py $(DATA) --seed $(SEED)
