@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.durable import cache_folder
+from diffkit.engine.casts import CastTogether
 from diffkit.engine.devices import finish, first_line, is_memory
 from diffkit.engine.functions import fast_functions
 
@@ -36,12 +37,12 @@ ON_A_GPU = (EAGER, Way(channels_last=True), Way(channels_last=True, compiled=Tru
 def prepared(network: nn.Module, way: Way) -> nn.Module:
     """The network in this layout, changed in place; compiled, a module beside it that shares its weights."""
     network.to(memory_format=torch.channels_last if way.channels_last else torch.contiguous_format)
-    if not way.compiled:
-        return network
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    _mend_inductor(torch.__version__)
-    compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-    return compiled
+    run_as: nn.Module = network
+    if way.compiled:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        _mend_inductor(torch.__version__)
+        run_as = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    return CastTogether(network, run_as) if next(network.parameters()).device.type == "cuda" else run_as
 
 
 def choose_way(network: nn.Module, attempt: Try, candidates: tuple[Way, ...]) -> tuple[Way, list[str]]:

@@ -1,0 +1,116 @@
+"""Weights in the type of autocast, all cast by one operation a pass instead of two operations a weight.
+
+A pass of autocast casts each float32 weight on its own, and each gradient back: on a GPU several hundred kernels that
+take longer to launch than to run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from diffkit.engine.devices import is_memory
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class CastTogether(nn.Module):
+    """`network`, whose weights that autocast would cast are cast all together when it is called for training.
+
+    The numbers are those of autocast itself, and so are the parameters and their gradients: outside a call the network
+    is as it was. `run_as`: the network as it is to be called, compiled or itself. Which weights those are, the first
+    call under autocast finds out, by a call of a copy. A network that does not run so runs as it is.
+    """
+
+    def __init__(self, network: nn.Module, run_as: nn.Module) -> None:
+        super().__init__()
+        self.network, self.run_as = network, run_as
+        self._places: list[tuple[nn.Module, str]] | None = None
+
+    def forward(self, x: Tensor, *rest: Tensor, **condition: Tensor) -> Tensor:
+        """As the network's own."""
+        inputs, device = (x, *rest), x.device.type
+        if torch.is_autocast_enabled(device) and torch.is_grad_enabled() and not _transformed():
+            try:
+                if self._places is None:
+                    self._places = _cast_places(self.network, inputs, condition)
+                if self._places:
+                    return self._with_casts(torch.get_autocast_dtype(device), inputs, condition)
+            except Exception as error:
+                if is_memory(error):
+                    raise
+                self._places = []
+        result: Tensor = self.run_as(*inputs, **condition)
+        return result
+
+    def _with_casts(self, dtype: torch.dtype, inputs: Sequence[Tensor], condition: Mapping[str, Tensor]) -> Tensor:
+        assert self._places is not None
+        weights = [getattr(module, name) for module, name in self._places]
+        try:
+            for (module, name), cast in zip(self._places, cast_together(dtype, weights), strict=True):
+                module._parameters[name] = cast  # type: ignore[assignment]
+            result: Tensor = self.run_as(*inputs, **condition)
+            return result
+        finally:
+            for (module, name), weight in zip(self._places, weights, strict=True):
+                module._parameters[name] = weight
+
+
+def cast_together(dtype: torch.dtype, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copies of another type, made by one operation; gradients come back in the same way."""
+    return _Cast.apply(dtype, *tensors)  # type: ignore[no-any-return]
+
+
+class _Cast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = tensors[0].dtype  # type: ignore[attr-defined]
+        copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+        torch._foreach_copy_(copies, tensors)
+        return tuple(copies)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """Weights without a part in the loss have no gradient."""
+        there = [gradient for gradient in gradients if gradient is not None]
+        copies = iter(cast_together(ctx.dtype, there) if there else ())
+        return None, *(None if gradient is None else next(copies) for gradient in gradients)
+
+
+def _cast_places(
+    network: nn.Module, inputs: Sequence[Tensor], condition: Mapping[str, Tensor]
+) -> list[tuple[nn.Module, str]]:
+    """Where the float32 weights are that autocast casts whenever the network is called.
+
+    Layers of the usual kinds that are called under autocast only. A copy is called, so that the network's own state
+    and the random numbers that it draws stay as they are.
+    """
+    layers = {name: layer for name, layer in network.named_modules() if type(layer) in LAYERS}
+    inside, outside = set[str](), set[str]()
+    twin = copy.deepcopy(network)
+    for name in layers:
+
+        def note(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+            (inside if torch.is_autocast_enabled(args[0].device.type) else outside).add(name)
+
+        twin.get_submodule(name).register_forward_pre_hook(note)
+    devices = [inputs[0].device] if inputs[0].device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        twin(*inputs, **condition)
+    return [
+        (layers[name], kind)
+        for name in sorted(inside - outside)
+        for kind, weight in layers[name]._parameters.items()
+        if weight is not None and weight.dtype == torch.float32 and weight.requires_grad
+    ]
+
+
+def _transformed() -> bool:
+    """Under `torch.func`, whose transforms do not know functions with gradients of their own."""
+    return torch._C._are_functorch_transforms_active()
