@@ -1,4 +1,4 @@
-"""A GPU that is not there: torch works out shapes, types and devices of what it would compute, and computes nothing."""
+"""A GPU that is not there: of what it would compute torch works out shapes, types and devices. CPUs compute as ever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tape import WAITS, tensors
@@ -53,12 +53,26 @@ class Kernels(TorchDispatchMode):
         return result
 
 
+class OnCuda(FakeTensorMode):
+    """Tensors on the GPU are fake; those on the CPU are real, so that code may look at their values."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        fake = any(isinstance(each, FakeTensor) for each in tensors((args, kwargs)))
+        if not fake and (device is None or torch.device(device).type == "cpu"):
+            return function(*args, **kwargs)
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
 @contextmanager
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
-    """Inside, tensors that are made are fake, and autocast believes in a GPU. The backward pass does not work there."""
+    """Inside, a GPU seems to be there, to autocast too. Backward passes do not work: torch asks the driver for them."""
     import torch.cuda.amp.common
 
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
+    with OnCuda(allow_non_fake_inputs=True) as mode:
         yield mode

@@ -174,6 +174,7 @@ def test_compiled_it_is_compiled_once() -> None:
 def test_networks_on_a_gpu_are_prepared_so(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
     assert prepared(net, EAGER) is net
+    monkeypatch.setattr(nn.Module, "to", lambda module, **_: module)  # fake weights keep their layout
     with fake_cuda(monkeypatch):
         there = nn.Conv2d(3, 3, 1, device="cuda")
         made = prepared(there, EAGER)
