@@ -64,10 +64,11 @@ def _shape(positions: Tensor, intervals: Tensor | None, seed: int, word: int, co
 
 
 # An operator of torch, so that fake tensors and the compiler know its result without running it.
-_library = torch.library.Library("diffkit", "FRAGMENT")
-_library.define("normal(Tensor positions, Tensor? intervals, int seed, int word, int count) -> Tensor")
-_library.impl("normal", launch, "CUDA")
-_library.impl("normal", _shape, "Meta")
+torch.library.define(
+    "diffkit::normal", "(Tensor positions, Tensor? intervals, int seed, int word, int count) -> Tensor"
+)
+torch.library.impl("diffkit::normal", "cuda", launch)
+torch.library.register_fake("diffkit::normal", _shape)
 
 
 def normal(positions: Tensor, intervals: Tensor | None, seed: int, word: int, count: int) -> Tensor:
