@@ -55,10 +55,10 @@ class AdamW:
                 adamw(*tensors, **options)
                 continue
             # As torch.optim does, which sorts all of them by device and type first.
-            torch._foreach_add_(group.steps, 1)
+            group.counts.add_(1)
             torch._fused_adamw_(*tensors, found_inf=found_inf, **options)
             if found_inf is not None:
-                torch._foreach_sub_(group.steps, [found_inf] * len(group.steps))
+                group.counts.sub_(found_inf)
 
     def forget_gradients(self) -> None:
         """Until the next backward pass there are none."""
@@ -73,14 +73,20 @@ class AdamW:
             self._slots_of(int(place))[slot].copy_(value)
 
     def _grouped(self, places: Sequence[int]) -> list[_Group]:
-        """By device and type, which one fused function takes at a time."""
-        groups: dict[tuple[torch.device, torch.dtype], _Group] = {}
+        """By device and type, which one fused function takes at a time. Their counts of steps become one tensor's."""
+        kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for place in places:
-            parameter, slots = self.parameters[place], self._slots_of(place)
-            group = groups.setdefault((parameter.device, parameter.dtype), _Group([], [], [], []))
-            for column, tensor in zip(group, (parameter, *(slots[slot] for slot in SLOTS)), strict=True):
-                column.append(tensor)
-        return list(groups.values())
+            parameter = self.parameters[place]
+            kinds.setdefault((parameter.device, parameter.dtype), []).append(place)
+        groups = []
+        for chosen in kinds.values():
+            slots = [self._slots_of(place) for place in chosen]
+            counts = torch.stack([each["step"] for each in slots])
+            for each, count in zip(slots, counts.unbind(), strict=True):
+                each["step"] = count
+            columns = ([each[slot] for each in slots] for slot in SLOTS)
+            groups.append(_Group([self.parameters[place] for place in chosen], counts, *columns))
+        return groups
 
     def _slots_of(self, place: int) -> dict[str, Tensor]:
         """In the parameter's own layout: fused functions walk through both side by side."""
@@ -93,9 +99,10 @@ class AdamW:
 
 
 class _Group(NamedTuple):
-    """Parameters of one device and type, and their slots, in the order of SLOTS."""
+    """Parameters of one device and type, and their slots; `counts` [N]: of which `steps` are the elements."""
 
     parameters: list[Tensor]
+    counts: Tensor
     steps: list[Tensor]
     means: list[Tensor]
     squares: list[Tensor]
