@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffkit.backbones.unet import unet
+from diffkit.engine import casts
 from diffkit.engine.casts import CastTogether, cast_together
 from diffkit.engine.speed import EAGER, prepared
 from diffkit.interfaces import ImageSpec
@@ -84,6 +85,24 @@ def test_all_weights_are_cast_by_one_operation_and_back_by_another() -> None:
     assert plain.names["_to_copy"] - ours.names["_to_copy"] == 2 * weights
     assert ours.names["_foreach_copy_"] == 2
     assert ours.names["clone"] == plain.names["clone"]  # the gradients are taken over, not copied again
+
+
+def test_large_networks_are_cast_in_pieces_whose_gradients_come_one_after_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(casts, "AT_ONCE", 4000)
+    net = network()
+    together = CastTogether(net, net)
+    _, theirs = gradients(net, net)
+    same(gradients(together, net)[1], theirs)
+    arrived = list[str]()
+    for name, parameter in net.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))  # type: ignore[misc]
+    with Count() as count:
+        gradients(together, net)
+    assert count.names["_foreach_copy_"] >= 6
+    assert arrived.index("decoder.1.blocks.1.conv2.weight") < arrived.index("bottleneck.blocks.0.conv1.weight")
+    assert arrived.index("bottleneck.blocks.0.norm1.weight") < arrived.index("encoder.0.blocks.0.conv1.weight")
 
 
 class Parts(nn.Module):

@@ -1,4 +1,4 @@
-"""Weights in the type of autocast, all cast by one operation a pass instead of two operations a weight.
+"""Weights in the type of autocast, cast by a few operations a pass instead of two operations a weight.
 
 A pass of autocast casts each float32 weight on its own, and each gradient back: on a GPU several hundred kernels that
 take longer to launch than to run.
@@ -7,7 +7,7 @@ take longer to launch than to run.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from torch.autograd.function import FunctionCtx
 from diffkit.engine.devices import is_memory
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+AT_ONCE = 2**22
+"""Numbers from which on further weights are cast by an operation of their own. Its gradients come back together, so
+that several processes can sum them while the backward pass goes on."""
 
 
 class CastTogether(nn.Module):
@@ -51,8 +54,9 @@ class CastTogether(nn.Module):
     def _with_casts(self, dtype: torch.dtype, inputs: Sequence[Tensor], condition: Mapping[str, Tensor]) -> Tensor:
         assert self._places is not None
         weights = [getattr(module, name) for module, name in self._places]
+        casts = [cast for some in _runs(weights) for cast in cast_together(dtype, some)]
         try:
-            for (module, name), cast in zip(self._places, cast_together(dtype, weights), strict=True):
+            for (module, name), cast in zip(self._places, casts, strict=True):
                 module._parameters[name] = cast  # type: ignore[assignment]
             result: Tensor = self.run_as(*inputs, **condition)
             return result
@@ -83,6 +87,19 @@ class _Cast(torch.autograd.Function):
         return None, *(None if gradient is None else next(copies) for gradient in gradients)
 
 
+def _runs(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """One after another, in lists of AT_ONCE numbers or a little more."""
+    some, numbers = list[Tensor](), 0
+    for tensor in tensors:
+        some.append(tensor)
+        numbers += tensor.numel()
+        if numbers >= AT_ONCE:
+            yield some
+            some, numbers = [], 0
+    if some:
+        yield some
+
+
 def _cast_places(
     network: nn.Module, inputs: Sequence[Tensor], condition: Mapping[str, Tensor]
 ) -> list[tuple[nn.Module, str]]:
@@ -105,7 +122,8 @@ def _cast_places(
         twin(*inputs, **condition)
     return [
         (layers[name], kind)
-        for name in sorted(inside - outside)
+        for name in layers
+        if name in inside - outside
         for kind, weight in layers[name]._parameters.items()
         if weight is not None and weight.dtype == torch.float32 and weight.requires_grad
     ]
