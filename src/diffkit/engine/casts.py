@@ -23,11 +23,12 @@ that several processes can sum them while the backward pass goes on."""
 
 
 class CastTogether(nn.Module):
-    """`network`, whose weights that autocast would cast are cast all together when it is called for training.
+    """`network`, which in training is called with its weights in the type of autocast, cast by a few operations.
 
-    The numbers are those of autocast itself, and so are the parameters and their gradients: outside a call the network
-    is as it was. `run_as`: the network as it is to be called, compiled or itself. Which weights those are, the first
-    call under autocast finds out, by a call of a copy. A network that does not run so runs as it is.
+    The results are those of autocast itself, bit by bit. Parameters and their gradients stay float32: outside a call
+    the network is as it was. `run_as`: what is called, the network itself or compiled. The first call under autocast
+    finds out, with a copy of the network, which weights autocast casts. If that or a call with cast weights fails, the
+    network is called as it is from then on. Without autocast or gradients, and under `torch.func`, it always is.
     """
 
     def __init__(self, network: nn.Module, run_as: nn.Module) -> None:
