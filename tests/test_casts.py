@@ -147,6 +147,29 @@ def test_a_network_that_minds_runs_as_it_is() -> None:
     same(ours, gradients(net, net)[1])
 
 
+def test_what_a_network_itself_raises_changes_nothing() -> None:
+    """As when it cannot be recorded as a CUDA graph."""
+
+    class Refusing(Parts):
+        refuses = False
+
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            if self.refuses:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return super().forward(x, c_noise)
+
+    net = Refusing()
+    together = CastTogether(net, net)
+    gradients(together, net)
+    net.refuses = True
+    with pytest.raises(RuntimeError, match="capturing"):
+        gradients(together, net)
+    net.refuses = False
+    with Count() as count:
+        gradients(together, net)
+    assert count.names["_foreach_copy_"] == 2
+
+
 def test_too_little_memory_is_not_hidden() -> None:
     class Hungry(Parts):
         def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:

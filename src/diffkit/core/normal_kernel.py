@@ -74,5 +74,6 @@ torch.library.register_fake("diffkit::normal", _shape)
 def normal(positions: Tensor, intervals: Tensor | None, seed: int, word: int, count: int) -> Tensor:
     """See `launch`; positions and intervals on a GPU. Of `seed` 64 bits count."""
     signed = (seed + 2**63) % 2**64 - 2**63
+    intervals = None if intervals is None else intervals.contiguous()
     found: Tensor = torch.ops.diffkit.normal(positions.contiguous(), intervals, signed, word, count)
     return found

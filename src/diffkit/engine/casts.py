@@ -39,18 +39,20 @@ class CastTogether(nn.Module):
     def forward(self, x: Tensor, *rest: Tensor, **condition: Tensor) -> Tensor:
         """As the network's own."""
         inputs, device = (x, *rest), x.device.type
-        if torch.is_autocast_enabled(device) and torch.is_grad_enabled() and not _transformed():
-            try:
-                if self._places is None:
-                    self._places = _cast_places(self.network, inputs, condition)
-                if self._places:
-                    return self._with_casts(torch.get_autocast_dtype(device), inputs, condition)
-            except Exception as error:
-                if is_memory(error):
-                    raise
-                self._places = []
-        result: Tensor = self.run_as(*inputs, **condition)
-        return result
+        result: Tensor
+        if self._places == [] or not torch.is_autocast_enabled(device) or not torch.is_grad_enabled() or _transformed():
+            result = self.run_as(*inputs, **condition)
+            return result
+        try:
+            if self._places is None:
+                self._places = _cast_places(self.network, inputs, condition)
+            return self._with_casts(torch.get_autocast_dtype(device), inputs, condition)
+        except Exception as error:
+            if is_memory(error):
+                raise
+            result = self.run_as(*inputs, **condition)  # raises as well where the fault is not with the casts
+            self._places = []
+            return result
 
     def _with_casts(self, dtype: torch.dtype, inputs: Sequence[Tensor], condition: Mapping[str, Tensor]) -> Tensor:
         assert self._places is not None
