@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from conftest import TINY, call_diffkit
 from diffkit.core.denoiser import Denoiser, squared_error
-from diffkit.core.ema import LONGEST, Average, combination, gamma_of, overlap, power_decay, update_ema
+from diffkit.core.ema import LONGEST, Average, combination, gamma_of, overlap, power_decay
 from diffkit.core.predictions import v
 from diffkit.core.schedules import cosine, over_range
 from diffkit.engine.batches import Batches
@@ -80,7 +80,7 @@ def test_posthoc_averages_equal_directly_tracked_ones_within_a_hundredth(dataset
     ):
         seen = progress.images_seen
         for length, average in direct.items():
-            update_ema(average, network, power_decay(seen, 8, gamma_of(length)))
+            Average(average, network).update(power_decay(seen, 8, gamma_of(length)))
         if seen % (until // 16) == 0:
             save_snapshot(tmp_path / "snapshots", state, {**header, "images_seen": seen}, keep=16)
     assert len(snapshots(tmp_path / "snapshots")) == 16

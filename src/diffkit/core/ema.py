@@ -66,11 +66,6 @@ class Average:
                 yield target, source
 
 
-def update_ema(average: nn.Module, network: nn.Module, decay: float, finite: Tensor | None = None) -> None:
-    """One step of `Average`, for whoever takes no more of them."""
-    Average(average, network).update(decay, finite)
-
-
 def power_decay(images_seen: int, batch: int, gamma: float) -> float:
     """The decay of one step of `batch` images, after which `images_seen` have been seen (section 3.1 there)."""
     return float((1 - batch / images_seen) ** (gamma + 1))
