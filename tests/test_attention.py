@@ -169,3 +169,13 @@ def test_a_training_has_it_in_bfloat16(
     done = call_diffkit("train", dataset, "-o", tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
     assert set(in_pieces) == ({(8, 144, 8)} if precision == "bfloat16" else set())
+
+
+def test_threads_that_leave_in_any_order_leave_torchs_own_functions() -> None:
+    own, device = F.scaled_dot_product_attention, torch.device("cpu")
+    one, other = fast_functions(device), fast_functions(device)
+    with one:
+        other.__enter__()
+    assert F.scaled_dot_product_attention is not own  # the other still computes
+    other.__exit__(None, None, None)
+    assert F.scaled_dot_product_attention is own

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from diffkit.core.ema import ema_decay, update_ema
+from diffkit.core.ema import Average, ema_decay
 from diffkit.core.guidance import guided
 
 
@@ -58,7 +58,7 @@ def test_buffers_are_copied_never_averaged() -> None:
             self.register_buffer("table", torch.tensor([value]))
 
     average, network = Net(0.0), Net(1.0)
-    update_ema(average, network, 0.75)
+    Average(average, network).update(0.75)
     assert average.weight.item() == 0.25
     assert float(average.table) == 1.0
     assert network.weight.item() == 1.0

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from conftest import TINY, call_diffkit
 from diffkit.core.denoiser import Denoiser, squared_error
-from diffkit.core.ema import LONGEST, combination, gamma_of, overlap, power_decay, update_ema
+from diffkit.core.ema import LONGEST, Average, combination, gamma_of, overlap, power_decay
 from diffkit.core.predictions import v
 from diffkit.core.schedules import cosine, over_range
 from diffkit.engine.batches import Batches
@@ -80,7 +80,7 @@ def test_posthoc_averages_equal_directly_tracked_ones_within_a_hundredth(dataset
     ):
         seen = progress.images_seen
         for length, average in direct.items():
-            update_ema(average, network, power_decay(seen, 8, gamma_of(length)))
+            Average(average, network).update(power_decay(seen, 8, gamma_of(length)))
         if seen % (until // 16) == 0:
             averages = under(state.checkpoint().tensors, "track-")
             save_snapshot(tmp_path / "snapshots", averages, list(state.tracks), {**header, "images_seen": seen}, 16)
@@ -165,3 +165,17 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
     (tmp_path / "images-000000000008.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(DiffkitError, match="images-000000000008"):
         averaged(tmp_path, [0.1])
+
+
+def test_an_average_follows_buffers_that_the_network_replaces() -> None:
+    """As a network may that counts its calls."""
+    network, module = torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)
+    average = Average(module, network)
+    network.running_mean = torch.full((1,), 3.0)
+    with torch.no_grad():
+        network.weight.fill_(5.0)  # type: ignore[union-attr]
+    average.update(0.75)
+    assert float(module.running_mean) == 3.0  # type: ignore[arg-type]
+    assert float(module.weight.detach()) == 2.0  # type: ignore[union-attr]
+    average.update(0.5, torch.tensor(False))
+    assert float(module.weight.detach()) == 2.0  # type: ignore[union-attr]

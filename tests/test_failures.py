@@ -15,7 +15,7 @@ import torch
 
 from conftest import TINY, call_diffkit
 from diffkit import durable
-from diffkit.core.ema import update_ema
+from diffkit.core.ema import Average
 from diffkit.durable import read_lines
 from diffkit.engine.checkpoint import latest_checkpoint
 from diffkit.engine.train import State
@@ -204,15 +204,14 @@ def test_an_error_of_our_own_is_a_bug_after_which_the_run_goes_on(
 def test_a_state_of_two_steps_at_once_is_never_saved(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffkit.engine import train as module
-
     def broken(*arguments: Any) -> None:
         if calls.append(1) or len(calls) == 4:
             raise RuntimeError("amid the update")
-        update_ema(*arguments)
+        update(*arguments)
 
     calls: list[int] = []
-    monkeypatch.setattr(module, "update_ema", broken)
+    update = Average.update
+    monkeypatch.setattr(Average, "update", broken)
     done = call_diffkit("train", dataset, "-o", tmp_path / "run", "--steps", 6, *TINY)
     assert done.returncode == ExitCode.BUG
     assert "Not saved at 24 images" in done.stderr

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import random
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -23,7 +27,7 @@ from diffkit.core.denoiser import Denoiser, squared_error
 from diffkit.core.predictions import edm, v
 from diffkit.core.schedules import cosine, density, karras, over_range, sampling_grid
 from diffkit.core.weighing import Uncertainty, Weigh, by_weighting
-from diffkit.engine import gradients
+from diffkit.engine import gradients, graphs
 from diffkit.engine.batches import Batches
 from diffkit.engine.gradients import Gradients, Loss
 from diffkit.engine.graphs import Graph
@@ -235,7 +239,7 @@ def test_a_graph_goes_when_passes_become_smaller(recorded: list[Graph]) -> None:
 def test_larger_steps_and_other_devices_are_launched(recorded: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "MOST_POSITIONS", 8 * 8 * 8 - 1)
     trained(network(), recipe(), graphs=True)
-    monkeypatch.setattr(gradients, "MOST_POSITIONS", 2**19)
+    monkeypatch.setattr(gradients, "MOST_POSITIONS", 2**21)
     monkeypatch.setattr(gradients, "graphs_on", lambda device: device.type == "cuda")
     trained(network(), recipe(), graphs=True)
     assert not recorded
@@ -333,3 +337,84 @@ def test_between_two_calls_a_sampler_never_waits_and_launches_little(name: str) 
         *_, last = _steps(plan, lambda x, s: denoiser(x, s), x, positions)
     assert last.device.type == "meta" and last.shape == x.shape
     assert apart.operations / 15 <= (400 if name in WITH_NOISE else 26)
+
+
+# ---------------------------------------------------------------------------------- recording itself, on a GPU in play
+
+
+class Gpu:
+    """In place of `torch` in `diffkit.engine.graphs`: notes what is called of `torch.cuda`."""
+
+    inference_mode, zeros_like = torch.inference_mode, torch.zeros_like
+
+    def __init__(self, generator: Any) -> None:
+        self.mode, self.modes, self.cuda = 0, list[Any](), self
+        self.default_generators, self.capturing = (generator,), False
+
+    def __getattr__(self, name: str) -> Any:
+        return {"CUDAGraph": lambda: SimpleNamespace(replay=lambda: None), "current_device": lambda: 0}.get(
+            name, lambda *_, **__: MagicMock()
+        )
+
+    def get_sync_debug_mode(self) -> int:
+        return self.mode
+
+    def set_sync_debug_mode(self, mode: Any) -> None:
+        if mode == "error":
+            warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=1)
+        self.mode = mode
+        self.modes.append(mode)
+
+    @contextmanager
+    def graph(self, *_: Any, **__: Any) -> Iterator[None]:
+        self.capturing = True
+        yield
+
+
+def test_recording_gives_no_warning_and_leaves_the_mode_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings are errors in these tests."""
+    gpu = Gpu(torch.Generator())
+    monkeypatch.setattr(graphs, "torch", gpu)
+    modes = []
+    graphs.record(lambda x: modes.append(gpu.mode) or (x + 1,), [torch.ones(2)], torch.device("cpu"))  # type: ignore[func-returns-value]
+    assert modes == [0, "error", 0] and gpu.modes == ["error", 0]
+
+
+def test_a_recording_that_fails_gives_the_generator_a_sound_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to torch 2.13 the state that it had goes on to refuse to draw."""
+    generator = MagicMock()
+    gpu = Gpu(generator)
+    monkeypatch.setattr(graphs, "torch", gpu)
+
+    def fails(x: Tensor) -> tuple[Tensor]:
+        if gpu.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return (x,)
+
+    with pytest.raises(RuntimeError, match="capturing"):
+        graphs.record(fails, [torch.ones(2)], torch.device("cpu"))
+    generator.graphsafe_set_state.assert_called_once_with(generator.clone_state.return_value)
+    generator.reset_mock()
+    graphs.record(lambda x: (x,), [torch.ones(2)], torch.device("cpu"))
+    generator.graphsafe_set_state.assert_not_called()
+
+
+def test_a_copy_of_a_generators_state_goes_on_where_it_was() -> None:
+    """Which recording counts on."""
+    generator = torch.Generator().manual_seed(5)
+    torch.rand(3, generator=generator)
+    state = generator.clone_state()
+    expected = torch.rand(4, generator=generator)
+    torch.rand(7, generator=generator)
+    assert torch.equal(torch.rand(4, generator=state), expected)
+
+
+def test_whatever_a_recording_raises_a_network_answers_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Graph:
+        raise UserWarning("as an error")
+
+    monkeypatch.setattr(graphs, "graphs_on", lambda device: True)
+    monkeypatch.setattr(graphs, "record", fails)
+    graphed = graphs.Graphed(Last().eval()).eval()
+    with torch.no_grad():
+        assert torch.equal(graphed(torch.ones(1, 1, 2, 2), torch.ones(1)), torch.ones(1, 1, 2, 2))

@@ -128,10 +128,11 @@ def test_modules_that_only_name_things_do_not_import_torch(place: str) -> None:
 
 
 def test_core_imports_torch_and_itself_only() -> None:
+    """And, for kernels, Triton, which torch brings along where there is a GPU."""
     standard = set(sys.stdlib_module_names)
     for path in modules("core"):
         for name in imports(path, inside_functions=True):
-            assert name.split(".")[0] in standard | {"torch", "diffkit"}, f"{path.name} imports {name}"
+            assert name.split(".")[0] in standard | {"torch", "triton", "diffkit"}, f"{path.name} imports {name}"
 
 
 def test_rich_and_typer_live_in_the_command_line_only() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from conftest import TINY, call_diffkit
 from diffkit.core.denoiser import Denoiser, squared_error
-from diffkit.core.ema import update_ema
+from diffkit.core.ema import Average
 from diffkit.core.predictions import v
 from diffkit.core.random import Purpose, golden
 from diffkit.core.schedules import cosine, over_range
@@ -153,10 +153,10 @@ def test_an_update_may_be_decided_on_the_device() -> None:
 def test_buffers_of_a_step_that_is_left_out_come_back() -> None:
     network, average = torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)
     network.running_mean.fill_(math.nan)  # type: ignore[union-attr]
-    update_ema(average, network, 0.5, torch.tensor(False))
+    Average(average, network).update(0.5, torch.tensor(False))
     assert float(average.running_mean) == float(network.running_mean) == 0.0  # type: ignore[arg-type]
     network.running_mean.fill_(3.0)  # type: ignore[union-attr]
-    update_ema(average, network, 0.5, torch.tensor(True))
+    Average(average, network).update(0.5, torch.tensor(True))
     assert float(average.running_mean) == 3.0  # type: ignore[arg-type]
 
 

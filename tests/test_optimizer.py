@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import TINY
-from diffkit.engine.optimizer import AdamW
+from diffkit.engine.optimizer import AdamW, clip_gradients
 
 
 def pair() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -58,6 +58,31 @@ def test_what_was_saved_goes_on_as_if_nothing_had_been() -> None:
         one.step(0.1)
         other.step(0.1)
         assert all(torch.equal(a, b) for a, b in zip(straight, broken, strict=True))
+
+
+@pytest.mark.parametrize("most", [0.1, 1e6])
+def test_gradients_are_clipped_as_by_torch_bitwise(most: float) -> None:
+    """A parameter without a gradient does not count."""
+    mine, theirs = pair()
+    for a, b in zip(mine[:2], theirs[:2], strict=True):
+        a.grad = torch.randn(a.shape)
+        b.grad = a.grad.clone()
+    true = torch.cat([each.grad.double().flatten() for each in mine[:2] if each.grad is not None]).norm()
+    norm = clip_gradients(mine, most)
+    assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(theirs, most))
+    assert float(norm) == pytest.approx(float(true), rel=1e-6)
+    for a, b in zip(mine[:2], theirs[:2], strict=True):
+        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad)
+    assert mine[2].grad is None and float(clip_gradients(mine[2:], most)) == 0
+
+
+def test_an_update_that_is_left_out_does_not_count_as_a_step() -> None:
+    (parameter,) = one = [torch.ones(3, requires_grad=True)]
+    optimizer = AdamW(one, (0.9, 0.99), 0.0, True)
+    for finite in (True, False, True):
+        parameter.grad = torch.ones(3) if finite else torch.full((3,), torch.nan)
+        optimizer.step(0.1, torch.tensor(finite))
+    assert float(optimizer.slots[0]["step"]) == 2 and torch.isfinite(parameter).all()
 
 
 def test_a_training_begins_without_loading_torchs_compiler(dataset: Path, tmp_path: Path) -> None:

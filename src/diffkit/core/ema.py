@@ -7,7 +7,7 @@ sigma_rel, the profile's standard deviation over t. Snapshots of two such averag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
@@ -28,24 +28,42 @@ def ema_decay(images_seen: int, batch: int, half_life: float) -> float:
     return float(0.5 ** (batch / effective))
 
 
-@torch.no_grad()
-def update_ema(average: nn.Module, network: nn.Module, decay: float, finite: Tensor | None = None) -> None:
-    """Move the parameters of `average` towards those of `network`. Buffers are copied: never averaged.
+class Average:
+    """`module`, a copy of `network` that becomes a running average of its parameters; buffers are copied.
 
-    Where `finite`, one flag on their device, is false, nothing moves, and the network gets back its buffers.
+    Both have the same parameters for good, and buffers of the same names.
     """
-    averages: list[Tensor] = [*average.parameters()]
-    parameters: list[Tensor] = [*network.parameters()]
-    if finite is None:
-        torch._foreach_lerp_(averages, parameters, 1 - decay)
-    else:
-        steps = list(torch._foreach_sub(parameters, averages))
-        torch._foreach_mul_(steps, finite * (1 - decay))
-        torch._foreach_add_(averages, steps)
-    for target, source in zip(average.buffers(), network.buffers(), strict=True):
-        if finite is not None:
-            source.copy_(torch.where(finite, source, target))
-        target.copy_(source)
+
+    def __init__(self, module: nn.Module, network: nn.Module) -> None:
+        self.module = module
+        self._own: list[Tensor] = [*module.parameters()]
+        self._parameters: list[Tensor] = [*network.parameters()]
+        pairs = zip(module.modules(), network.modules(), strict=True)
+        self._with_buffers = [(own, other, name) for own, other in pairs for name in own._buffers]
+
+    @torch.no_grad()
+    def update(self, decay: float, finite: Tensor | None = None) -> None:
+        """Move the parameters towards those of the network.
+
+        Where `finite`, one flag on their device, is false, nothing moves, and the network gets back its buffers.
+        """
+        if finite is None:
+            torch._foreach_lerp_(self._own, self._parameters, 1 - decay)
+        else:
+            steps = list(torch._foreach_sub(self._parameters, self._own))
+            torch._foreach_mul_(steps, finite * (1 - decay))
+            torch._foreach_add_(self._own, steps)
+        for target, source in self.buffers():
+            if finite is not None:
+                source.copy_(torch.where(finite, source, target))
+            target.copy_(source)
+
+    def buffers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each buffer as it is now, which a network may replace by another, and that of the network."""
+        for own, other, name in self._with_buffers:
+            target, source = own._buffers[name], other._buffers[name]
+            if target is not None and source is not None:
+                yield target, source
 
 
 def power_decay(images_seen: int, batch: int, gamma: float) -> float:

@@ -8,8 +8,9 @@ and resuming needs no generator state.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -94,20 +95,52 @@ def uniform(seed: int, purpose: Purpose, positions: Tensor, count: int = 1) -> T
 
 
 def normal(seed: int, purpose: Purpose, positions: Tensor, shape: Sequence[int], interval: int | Tensor = 0) -> Tensor:
-    """float32 [B, *shape] of unit normal numbers (Box and Muller 1958), on the device of `positions`."""
+    """float32 [B, *shape] of unit normal numbers (Box and Muller 1958), on the device of `positions`.
+
+    The bits that they are made of are the same on every device. Logarithm, sine and cosine are the device's own, so
+    that the numbers of two devices (or of two kinds of CPU) may differ by a few units in the last place.
+    """
     count = math.prod(shape)
+    kernel = _kernel(positions.device) if positions.is_cuda else None
+    if kernel is None:
+        numbers = _transformed(seed, purpose, positions, count, interval)
+    elif isinstance(interval, Tensor):
+        numbers = kernel(positions, interval, seed, int(purpose), count)
+    else:
+        numbers = kernel(positions, None, seed, int(purpose) | interval << 8, count)
+    return numbers.reshape(len(positions), *shape)
+
+
+def _transformed(seed: int, purpose: Purpose, positions: Tensor, count: int, interval: int | Tensor) -> Tensor:
+    """float32 [B, count]: `normal`, by torch's own operations."""
     words = bits(seed, purpose, positions, count + count % 2, interval)
     # 24 bits are all that float32 holds; the half keeps the logarithm finite.
     radius, angle = ((words >> 8).float() + 0.5).mul_(2.0**-24).unflatten(1, (-1, 2)).unbind(-1)
     radius, angle = radius.log().mul_(-2).sqrt_(), angle * (2 * math.pi)
     pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
-    return pairs.flatten(1)[:, :count].reshape(len(positions), *shape)
+    return pairs.flatten(1)[:, :count]
+
+
+@cache
+def _kernel(device: torch.device) -> Callable[[Tensor, Tensor | None, int, int, int], Tensor] | None:
+    """The same in one kernel, if the device runs it and it gives the same numbers."""
+    try:
+        from diffkit.core import normal_kernel
+
+        positions, seed = torch.tensor([7, 2**33 + 5], device=device), 2**61 + 1
+        found = normal_kernel.normal(positions, positions >> 32, seed, int(Purpose.START_NOISE), 999)
+        expected = _transformed(seed, Purpose.START_NOISE, positions, 999, positions >> 32)
+        return normal_kernel.normal if torch.allclose(found, expected, rtol=1e-5, atol=1e-5) else None
+    except Exception:  # without Triton, or a compiler for what launches its kernels
+        return None
 
 
 def normals(
     seed: int, purpose: Purpose, positions: Tensor, shape: Sequence[int], intervals: Sequence[int]
 ) -> list[Tensor]:
     """What `normal` gives at each of the intervals, by as few operations as is faster."""
+    if positions.is_cuda and _kernel(positions.device) is not None:
+        return [normal(seed, purpose, positions, shape, interval) for interval in intervals]
     at_once = max(1, _AT_ONCE // max(1, len(positions) * math.prod(shape)))
     found: list[Tensor] = []
     for start in range(0, len(intervals), at_once):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -30,6 +31,11 @@ FASTER = {
 }
 
 
+_lock = threading.Lock()
+_before: list[dict[str, Callable[..., Tensor]]] = []
+"""torch's own, once for each context that is entered: of several threads the last one to leave puts them back."""
+
+
 @contextmanager
 def fast_functions(device: torch.device) -> Iterator[None]:
     """Networks that call these functions of `torch.nn.functional` get what is fastest on this device.
@@ -38,12 +44,21 @@ def fast_functions(device: torch.device) -> Iterator[None]:
     same way. (So the functions are replaced in torch's module; a mode that overrides functions is off while gradients
     are found.)
     """
-    before = {name: getattr(F, name) for name in FASTER}
-    if device.type == "cpu":
-        for name, function in FASTER.items():
-            setattr(F, name, function)
+    if device.type != "cpu":
+        yield
+        return
+    with _lock:
+        _before.append(_before[0] if _before else {name: getattr(F, name) for name in FASTER})
+        _replace(FASTER)
     try:
         yield
     finally:
-        for name, function in before.items():
-            setattr(F, name, function)
+        with _lock:
+            before = _before.pop()
+            if not _before:
+                _replace(before)
+
+
+def _replace(functions: Mapping[str, Callable[..., Tensor]]) -> None:
+    for name, function in functions.items():
+        setattr(F, name, function)

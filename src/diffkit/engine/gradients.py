@@ -26,7 +26,7 @@ from diffkit.engine.optimizer import AdamW
 Objective: TypeAlias = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition], Tensor]
 Levels: TypeAlias = Callable[[Tensor], Tensor]
 SHARES = 8
-MOST_POSITIONS = 2**19
+MOST_POSITIONS = 2**21
 """Images times height times width, above which no graph is tried: kernels take longer than their launches."""
 WARM_UP, TIMED = 2, 3
 STEPS_TRIED = WARM_UP + 2 * TIMED
@@ -81,7 +81,8 @@ class Gradients:
 
         Both on the device. None if the memory does not hold passes of `micro_batch` images.
         """
-        self.network.train()
+        if not self.network.training:  # sets it for every module, one after another
+            self.network.train()
         at_once = len(batch.positions) <= micro_batch
         if not at_once:  # and never will be again
             self._forget()

@@ -6,7 +6,9 @@ With few images the GPU is done with each kernel before the next has been launch
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +45,7 @@ def record(work: Callable[..., tuple[Tensor, ...]], like: Sequence[Tensor], devi
 
     So whoever compares an answer of the graph with the work's own finds out if it ignores its inputs. Raises whatever
     the work does; RuntimeError if it waits for the device: found out before anything is recorded, since a recording
-    that fails may spoil the generator of random numbers, up to torch 2.13.
+    that fails costs more.
     """
     with torch.inference_mode(False):
         inputs = tuple(torch.zeros_like(each, device=device) for each in like)
@@ -51,21 +53,44 @@ def record(work: Callable[..., tuple[Tensor, ...]], like: Sequence[Tensor], devi
     torch.cuda.empty_cache()
     with torch.cuda.device(device):
         own, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        waiting = torch.cuda.get_sync_debug_mode()
         try:
             aside.wait_stream(own)
             with torch.cuda.stream(aside):
                 work(*inputs)  # which may bring tables there
-                torch.cuda.set_sync_debug_mode("error")
-                work(*inputs)
+                with _no_waiting():
+                    work(*inputs)
             own.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            with _generator_kept(), torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                 outputs = work(*inputs)
         finally:
-            torch.cuda.set_sync_debug_mode(waiting)
             torch.cuda.set_stream(own)  # a capture that fails leaves its own behind
     return Graph(inputs, outputs, graph.replay)
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """What waits for the device raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _generator_kept() -> Iterator[None]:
+    """Up to torch 2.13 a recording that fails leaves the device's generator unable to draw: it gets another state."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    state = generator.clone_state()
+    try:
+        yield
+    except BaseException:
+        generator.graphsafe_set_state(state)
+        raise
 
 
 def near(replayed: Tensor | None, wanted: Tensor | None, least: float = 0.0) -> bool:
@@ -117,7 +142,7 @@ class Graphed(nn.Module):
         try:
             graph = record(work, (x, c_noise, *condition.values()), x.device)
             (answer,) = graph(x, c_noise, *condition.values())
-        except RuntimeError:
+        except Exception:
             self._recordable = False  # what fails once will again, and may leave the allocator half in a capture
             return None
         return graph if near(answer, self._call(x, c_noise, condition)) else None

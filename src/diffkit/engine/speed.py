@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.durable import cache_folder
+from diffkit.engine.casts import CastTogether
 from diffkit.engine.devices import finish, first_line, is_memory
 from diffkit.engine.functions import fast_functions
 
@@ -51,12 +52,12 @@ def prepared(network: nn.Module, way: Way) -> nn.Module:
     network.to(memory_format=torch.channels_last if way.channels_last else torch.contiguous_format)
     for layer in fusible(network):
         layer.fused_kernel = way.fused
-    if not way.compiled:
-        return network
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    _mend_inductor(torch.__version__)
-    compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-    return compiled
+    run_as: nn.Module = network
+    if way.compiled:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        _mend_inductor(torch.__version__)
+        run_as = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    return CastTogether(network, run_as) if next(network.parameters()).device.type == "cuda" else run_as
 
 
 def fusible(network: nn.Module) -> list[Any]:

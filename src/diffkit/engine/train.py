@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.core.denoiser import Denoiser
-from diffkit.core.ema import ema_decay, gamma_of, power_decay, update_ema
+from diffkit.core.ema import Average, ema_decay, gamma_of, power_decay
 from diffkit.core.weighing import Uncertainty, Weigh
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint
 from diffkit.engine.distributed import ALONE, World
 from diffkit.engine.gradients import SHARES, Gradients, Levels, Loss, Objective
-from diffkit.engine.optimizer import AdamW
+from diffkit.engine.optimizer import AdamW, clip_gradients
 from diffkit.engine.progress import NonFinite, OnNan, Progress, Report
 from diffkit.engine.sums import GradientSums
 from diffkit.engine.threads import beside
@@ -78,20 +79,23 @@ class OutOfMemory(DiffkitError):
 class State:
     """Network, average, further averages by length (`tracks`), optimiser, images seen: what a checkpoint holds.
 
-    `updating`: whether a step is changing it at this moment, so that it is of two steps at once.
+    `trained`: the network's parameters that training changes. `updating`: whether a step is changing it at this moment,
+    so that it is of two steps at once.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.tracks = {length: copy.deepcopy(self.average) for length in recipe.ema_lengths}
+        self._average = Average(self.average, network)
+        self._tracks = {length: Average(track, network) for length, track in self.tracks.items()}
         self.images_seen = 0
         self.updating = False
-        parameters = [p for p in network.parameters() if p.requires_grad]
+        parameters = self.trained = [p for p in network.parameters() if p.requires_grad]
         device = parameters[0].device.type
         self.uncertainty = Uncertainty().to(device) if recipe.learned_weighting else None
         if self.uncertainty is not None:
-            parameters += self.uncertainty.parameters()
+            parameters = [*parameters, *self.uncertainty.parameters()]
         fused = True if device in {"cpu", "cuda"} else None
         self.optimizer = AdamW(parameters, recipe.betas, recipe.weight_decay, fused)
 
@@ -121,16 +125,16 @@ class State:
         seen = self.images_seen + recipe.batch_size
         self.optimizer.step(lr, finite)
         decay = ema_decay(seen, recipe.batch_size, recipe.ema_half_life)
-        update_ema(self.average, self.network, decay, finite)
-        for length, track in self.tracks.items():
-            update_ema(track, self.network, power_decay(seen, recipe.batch_size, gamma_of(length)), finite)
+        self._average.update(decay, finite)
+        for length, track in self._tracks.items():
+            track.update(power_decay(seen, recipe.batch_size, gamma_of(length)), finite)
         self.images_seen = seen
         self.updating = False
 
     def forget_pass(self) -> None:
         """Be as after the last step: a pass changes buffers of the network, of which the average has copies."""
         self.optimizer.forget_gradients()
-        for own, kept in zip(self.network.buffers(), self.average.buffers(), strict=True):
+        for kept, own in self._average.buffers():
             own.copy_(kept)
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -209,7 +213,8 @@ def train(
             else:
                 while world.any((found := _gradients(gradients, batch, micro_batch, state, piece, sums)) is None):
                     state.forget_pass()
-                    if torch.cuda.is_available():
+                    if device.type == "cuda":
+                        gc.collect()  # what the pass had made may hang together in a circle
                         torch.cuda.empty_cache()
                     if micro_batch == 1:
                         raise _out_of_memory(device)
@@ -220,7 +225,7 @@ def train(
                     yield Remark(state.images_seen, gradients.remark)
                     gradients.remark = None
                 mean, by_level = _summed(found, state, world) if recipe.exact_elastic else found[0]
-                grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip).detach()
+                grad_norm = clip_gradients(state.trained, recipe.clip)
                 report.add(step, mean, by_level, grad_norm)
                 finite = None
                 if at_once or on_nan == "skip":
