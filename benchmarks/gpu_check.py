@@ -33,7 +33,7 @@ from common import RESULTS  # noqa: E402
 from gpu_wheels import unpacked  # noqa: E402
 
 SECTIONS = (
-    *("env", "philox", "training", "sampling", "graphs", "syncs", "saver", "resume", "oom", "ready"),
+    *("env", "philox", "noise", "norms", "training", "sampling", "graphs", "syncs", "saver", "resume", "oom", "ready"),
     *("limits", "pieces", "profile", "ways"),
 )
 NEEDED = ("numpy", "PIL", "pluggy", "pydantic", "tomli_w", "torch")
@@ -49,6 +49,7 @@ def run_sections(names: Sequence[str], device: str, small: bool, answers: Connec
     import torch
     from common import environment, place
     from gpu_exact import SECTIONS as EXACT
+    from gpu_kernels import SECTIONS as KERNELS
     from gpu_lab import Lab, NotHere, Wrong
     from gpu_speed import SECTIONS as SPEED
 
@@ -57,7 +58,7 @@ def run_sections(names: Sequence[str], device: str, small: bool, answers: Connec
         there = torch.device("cuda", there.index or 0)
         torch.cuda.set_device(there)
     answers.send({"place": place(there), "environment": environment(there)})
-    lab, sections = Lab(there, small), {section.__name__: section for section in (*EXACT, *SPEED)}
+    lab, sections = Lab(there, small), {section.__name__: section for section in (*EXACT, *KERNELS, *SPEED)}
     for name in names:
         start, spoilt = time.perf_counter(), False
         result: dict[str, Any]

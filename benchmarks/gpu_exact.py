@@ -22,6 +22,7 @@ from diffkit.builtin import samplers as builtin_samplers
 from diffkit.core.denoiser import Denoiser
 from diffkit.core.random import Purpose, bits, normal
 from diffkit.core.schedules import karras, over_range, sampling_grid
+from diffkit.engine.casts import CastTogether
 from diffkit.engine.checkpoint import Checkpoint
 from diffkit.engine.devices import autocast
 from diffkit.engine.sample import Plan, sample
@@ -30,6 +31,7 @@ from diffkit.engine.speed import Way
 
 FLOAT32_LIMIT, BFLOAT16_LIMIT, STATE_LIMIT = 1e-3, 0.1, 0.02
 GRAPH_LIMIT = 0.02
+RECORDABLE = ("plain", "float32", "channels last", "fused norms")
 SAMPLE_LIMIT = 2  # of 255
 
 
@@ -62,7 +64,7 @@ def _version(name: str) -> str | None:
 
 
 def philox(lab: Lab) -> dict[str, Any]:
-    """Random bits are the same as on a CPU, normal numbers but for rounding; and what they cost."""
+    """Random bits are the same as on a CPU, normal numbers but for rounding."""
     positions = torch.arange(2**31 - 2, 2**31 + 6)
     there = positions.to(lab.device)
     if not torch.equal(bits(7, Purpose.TRAIN_NOISE, positions, 999), bits(7, Purpose.TRAIN_NOISE, there, 999).cpu()):
@@ -70,10 +72,7 @@ def philox(lab: Lab) -> dict[str, Any]:
     shape = (3, 32, 32)
     own, other = normal(7, Purpose.TRAIN_NOISE, positions, shape), normal(7, Purpose.TRAIN_NOISE, there, shape).cpu()
     far = float((own - other).abs().max())
-    count, size = (4, 16) if lab.small else (64, 128)
-    some = torch.arange(count, device=lab.device)
-    each = lab.milliseconds(lambda: normal(7, Purpose.TRAIN_NOISE, some, (3, size, size)))
-    figures = {"largest_difference": far, "equal": far == 0, "ms": round(each, 3), "images": [count, 3, size, size]}
+    figures = {"largest_difference": far, "equal": far == 0}
     if far > 1e-5:
         raise Wrong("The normal numbers are others than on a CPU.", **figures)
     return figures
@@ -91,19 +90,29 @@ def _without_tf32() -> Iterator[None]:
 
 def training(lab: Lab) -> dict[str, Any]:
     """Gradients and weights are those of a CPU in float32: in float32, and the former roughly in bfloat16."""
-    gradients, ends = [], []
+    gradients, ends, together = [], [], 0
     with _without_tf32():
         for device, precision in ((CPU, "float32"), (lab.device, "float32"), (lab.device, "bfloat16")):
             trainee = lab.trainee(batch=4, device=device, precision=precision)
             gradients.append(trainee.first_gradient())
             trainee.take(2)
             ends.append(trainee.tensors())
+            together = _cast_together(trainee.run_as)
     full, half = (float((each - gradients[0]).norm() / gradients[0].norm()) for each in gradients[1:])
     far, name = furthest(ends[0], ends[1])
     figures = {"gradient_float32": full, "gradient_bfloat16": half, "after_3_steps_float32": far, "furthest": name}
+    if lab.cuda:
+        figures["weights_cast_together"] = together
+        if not together:
+            raise Wrong("Weights are not cast together: finding them or a pass with them has failed.", **figures)
     if full > FLOAT32_LIMIT or half > BFLOAT16_LIMIT or far > STATE_LIMIT:
         raise Wrong("Gradients or weights are others than on a CPU.", **figures)
     return figures
+
+
+def _cast_together(network: torch.nn.Module) -> int:
+    """How many weights are."""
+    return len(network._places or ()) if isinstance(network, CastTogether) else 0
 
 
 def sampling(lab: Lab) -> dict[str, Any]:
@@ -129,7 +138,7 @@ def sampling(lab: Lab) -> dict[str, Any]:
 
 
 def graphs(lab: Lab) -> dict[str, Any]:
-    """Thirty steps as CUDA graphs end where they end without."""
+    """Thirty steps as CUDA graphs end where they end without; and what became of the graph, in words."""
     lab.need_cuda("CUDA graphs")
     variants: dict[str, dict[str, Any]] = {
         "plain": {},
@@ -138,9 +147,10 @@ def graphs(lab: Lab) -> dict[str, Any]:
         "checkpoint and dropout": {"checkpoint": 1, "dropout": 0.2},
         "float32": {"precision": "float32"},
         "channels last": {"way": Way(True, False)},
+        "fused norms": {"way": Way(True, False, True)},
         "compiled": {"way": Way(True, True)},
     }
-    figures: dict[str, Any] = {}
+    figures, wrong = dict[str, Any](), list[str]()
     for name, how in variants.items():
         ends = []
         try:
@@ -151,11 +161,14 @@ def graphs(lab: Lab) -> dict[str, Any]:
                 ends.append(trainee.tensors())
         except Exception as error:
             figures[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        else:
-            figures[name] = furthest(ends[0], ends[1])[0]
-    wrong = [name for name, far in figures.items() if isinstance(far, str) or far > GRAPH_LIMIT]
+            wrong.append(f"{name} fails")
+            continue
+        far = furthest(ends[0], ends[1])[0]
+        figures[name] = {"furthest": far, "remarks": trainee.remarks}
+        wrong += [f"{name} ends elsewhere"] if far > GRAPH_LIMIT else []
+        wrong += [f"{name} is not recorded"] if name in RECORDABLE and not trainee.recorded else []
     if wrong:
-        raise Wrong(f"With a graph, {', '.join(wrong)} ends elsewhere or fails.", **figures)
+        raise Wrong(f"With a graph, {', '.join(wrong)}.", **figures)
     return figures
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from common import only_steps
 from torch import Tensor, nn
 
 from diffkit.backbones.presets import unet_preset
@@ -22,7 +21,7 @@ from diffkit.engine.batches import Batches
 from diffkit.engine.devices import autocast, finish
 from diffkit.engine.resident import resident
 from diffkit.engine.speed import EAGER, Way, prepared
-from diffkit.engine.train import Recipe, State, train
+from diffkit.engine.train import Progress, Recipe, Remark, State, train
 from diffkit.interfaces import ImageSpec
 
 PREDICTION = partial(edm, sigma_data=0.5)
@@ -67,10 +66,20 @@ class Trainee:
     run_as: nn.Module
     state: State
     events: Callable[..., Iterator[Any]]
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a CUDA graph was recorded of its steps, be it faster or not."""
+        return any("launched as one CUDA graph, " in each or "as fast without" in each for each in self.remarks)
 
     def steps(self, **how: Any) -> Iterator[Any]:
-        """`events` without remarks, which are printed."""
-        return only_steps(self.events(**how))
+        """`events` that are steps; what is told beside them goes to `remarks`."""
+        for event in self.events(**how):
+            if isinstance(event, Progress):
+                yield event
+            else:
+                self.remarks.append(event.text if isinstance(event, Remark) else str(event))
 
     def take(self, count: int, **how: Any) -> None:
         """That many steps."""

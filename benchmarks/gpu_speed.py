@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from gpu_lab import Lab, Trainee
+import torch.nn.functional as F
+from gpu_lab import Lab, Trainee, Wrong
 from training import bandwidth, peak
 
+from diffkit.backbones.unet import repeated
 from diffkit.core.random import Purpose, normal
 from diffkit.engine.devices import autocast
-from diffkit.engine.speed import ON_A_GPU, Way
+from diffkit.engine.gradients import MOST_POSITIONS, STEPS_TRIED
+from diffkit.engine.speed import LAYOUTS, ON_A_GPU, Way
+
+LARGEST = MOST_POSITIONS // 128**2
+"""Images at 128x128, above which no CUDA graph is tried."""
 
 KINDS = {
     "convolution, matmul": ("conv", "gemm", "xmma", "wgrad", "dgrad", "fprop", "cutlass", "nvjet", "mm", "mkldnn"),
@@ -46,7 +54,7 @@ def limits(lab: Lab) -> dict[str, Any]:
 def pieces(lab: Lab) -> dict[str, Any]:
     """Milliseconds of the parts of a step of the base network beside one another, in bfloat16, batch 64 at 128x128."""
     trainee = lab.trainee(128, "base", 64, way=Way(channels_last=True))
-    network, batch = trainee.network, trainee.batch
+    network, batch = trainee.run_as, trainee.batch
     positions = torch.arange(batch, device=lab.device)
     x = torch.randn(batch, 3, trainee.spec.height, trainee.spec.width, device=lab.device)
     level = torch.zeros(batch, device=lab.device)
@@ -65,12 +73,31 @@ def pieces(lab: Lab) -> dict[str, Any]:
         "forward and backward": lab.milliseconds(both, 2, 5),
     }
     trainee.take(1)
-    parameters = list(network.parameters())
+    parameters = list(trainee.network.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     found["clip"] = lab.milliseconds(lambda: torch.nn.utils.clip_grad_norm_(parameters, 1.0))
     found["update"] = lab.milliseconds(lambda: trainee.state.optimizer.step(1e-4))
-    return {name: round(value, 3) for name, value in found.items()}
+    return {**{name: round(value, 3) for name, value in found.items()}, "doubled in bfloat16": _doubling(lab)}
+
+
+def _doubling(lab: Lab) -> dict[str, float]:
+    """Milliseconds, forward and backward, of 64 images of 256 channels from 64x64 to 128x128: the one that is used on
+    CUDA, and torch's. Raises Wrong where one is another than the other."""
+    shape = (2, 8, 4, 4) if lab.small else (64, 256, 64, 64)
+    x = torch.randn(shape, device=lab.device).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    ways = {"repeated": repeated, "F.interpolate": partial(F.interpolate, scale_factor=2.0, mode="nearest")}
+    made = {name: double(x) for name, double in ways.items()}
+    y, wanted = made.values()
+    grad = torch.randn_like(y)
+    gradients = [torch.autograd.grad(each, x, grad)[0].float() for each in (y, wanted)]
+    if not torch.equal(y, wanted) or not torch.allclose(*gradients, rtol=2**-6, atol=2**-6):
+        raise Wrong("Images are doubled otherwise than by torch.")
+
+    def both(double: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        torch.autograd.grad(double(x), x, grad)
+
+    return {name: round(lab.milliseconds(partial(both, double)), 3) for name, double in ways.items()}
 
 
 def profile(lab: Lab) -> dict[str, Any]:
@@ -117,18 +144,26 @@ def _kind(name: str) -> str:
 
 
 def ways(lab: Lab) -> dict[str, Any]:
-    """A step in each layout, compiled or not, with and without cuDNN's own trial of its kernels."""
+    """A step in each layout, compiled or not, with and without cuDNN's own trial of its kernels.
+
+    Then twice as many images, about the most that a CUDA graph is tried for: without one, and as one if it is faster.
+    """
     best_tflops, figures = peak(lab.device, "bfloat16") / 1e12, dict[str, Any]()
-    cases = [(way, False) for way in (ON_A_GPU if lab.cuda else ON_A_GPU[:2])]
-    cases += [(way, True) for way in ON_A_GPU if way.channels_last] if lab.cuda else []
+    cases: list[tuple[Way, bool, dict[str, Any]]] = [
+        (way, False, {}) for way in (ON_A_GPU if lab.cuda else ON_A_GPU[:2])
+    ]
+    if lab.cuda:
+        cases += [(way, True, {}) for way in ON_A_GPU if way.channels_last]
+        cases += [(LAYOUTS[-1], True, {"batch": LARGEST, "graphs": graphs}) for graphs in (False, True)]
     before = torch.backends.cudnn.benchmark
     try:
-        for way, benchmark in cases:
+        for way, benchmark, how in cases:
             torch.backends.cudnn.benchmark = benchmark
-            name = f"{way}{', cudnn.benchmark' if benchmark else ''}"
-            lab.free()
+            name = ", ".join(
+                [str(way), *(["cudnn.benchmark"] if benchmark else []), *(f"{k} {v}" for k, v in how.items())]
+            )
             try:
-                figures[name] = _step(lab, way, best_tflops)
+                figures[name] = _step(lab, way, best_tflops, **how)
             except Exception as error:
                 figures[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             print("  ", name, figures[name], flush=True)
@@ -137,24 +172,29 @@ def ways(lab: Lab) -> dict[str, Any]:
     return figures
 
 
-def _step(lab: Lab, way: Way, best_tflops: float) -> dict[str, float]:
-    """Milliseconds of a step of the base network, batch 64 at 128x128, and what follows from them."""
-    trainee = lab.trainee(128, "base", 64, way=way)
-    batch, start, running = trainee.batch, time.perf_counter(), trainee.steps()
+def _step(lab: Lab, way: Way, best_tflops: float, batch: int = 64, graphs: bool = False) -> dict[str, Any]:
+    """Milliseconds of a step of the base network at 128x128, and what follows from them; what is remarked of a graph.
+
+    `peak_gib`: of tensors; `reserved_gib`: what torch holds at the end, a graph's own memory included.
+    """
+    lab.free()
+    trainee = lab.trainee(128, "base", batch, way=way, graphs=graphs)
+    start, running = time.perf_counter(), trainee.steps()
     next(running)
     lab.finish()
     first = time.perf_counter() - start
-    each = lab.milliseconds(lambda: next(running), 4, 12)
-    tflops = batch * _flops(trainee) / each / 1e9
-    memory = torch.cuda.max_memory_allocated(lab.device) / 2**30 if lab.cuda else 0.0
-    return {
+    each = lab.milliseconds(lambda: next(running), STEPS_TRIED if graphs else 4, 12)
+    tflops = trainee.batch * _flops(trainee) / each / 1e9
+    found = {
         "step_ms": round(each, 2),
-        "images_per_second": round(batch / each * 1e3, 1),
+        "images_per_second": round(trainee.batch / each * 1e3, 1),
         "tflops": round(tflops, 2),
         "mfu": round(tflops / best_tflops, 4),
         "first_step_seconds": round(first, 1),
-        "peak_gib": round(memory, 2),
+        "peak_gib": round(torch.cuda.max_memory_allocated(lab.device) / 2**30, 2) if lab.cuda else 0.0,
+        "reserved_gib": round(torch.cuda.memory_reserved(lab.device) / 2**30, 2) if lab.cuda else 0.0,
     }
+    return {**found, "remarks": trainee.remarks} if graphs else found
 
 
 SECTIONS = (limits, pieces, profile, ways)

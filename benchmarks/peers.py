@@ -3,8 +3,9 @@
 Each trains the module it is given on the same folder of PNG files. `stock` is the documented command with its defaults,
 `switched` has every documented flag for speed on, `tuned` also what a careful user would change in the peer's code:
 images decoded once and kept in memory, a fused optimiser, the average of the weights by foreach, no transfer of the
-loss at each step. Follows diffusers' examples/unconditional_image_generation/train_unconditional.py,
-denoising-diffusion-pytorch's Trainer and k-diffusion's train.py.
+loss at each step, on a GPU also channels last, compiled, and cuDNN's trial of its kernels. Follows diffusers'
+examples/unconditional_image_generation/train_unconditional.py, denoising-diffusion-pytorch's Trainer and k-diffusion's
+train.py.
 """
 
 from __future__ import annotations
@@ -71,16 +72,22 @@ def repeated(loader: Any) -> Iterator[Tensor]:
 
 
 def alone(steps: Iterator[None]) -> Iterator[None]:
-    """accelerate keeps its state in one place for the whole process: each trainer's own is put there for its turn."""
+    """What there is one of in a process is each trainer's own in its turn: accelerate's state, cuDNN's trial of kernels."""
     from accelerate.state import AcceleratorState, GradientState
 
     places = [AcceleratorState._shared_state, GradientState._shared_state]
     own: list[dict[str, Any]] = [{}, {}]
+    tries = False
     while True:
         for place, state in zip(places, own, strict=True):
             place.clear()
             place.update(state)
-        next(steps)
+        others = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = tries
+        try:
+            next(steps)
+        finally:
+            tries, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, others
         own = [dict(place) for place in places]
         yield
 
@@ -105,6 +112,7 @@ def diffusers(
         average.to(device)
     if leg == "tuned":
         if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
             network.to(memory_format=torch.channels_last)
             network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
         network, optimizer = accelerator.prepare(network, optimizer)
@@ -220,43 +228,38 @@ class AsBackbone(nn.Module):
 def diffkit(network: nn.Module, data: Path, batch: int, device: torch.device, precision: str) -> Iterator[None]:
     """diffkit's own loop, with the defaults of `diffkit train` for everything but the network.
 
-    On a GPU these are found by trial: the layout in memory, and whether to compile.
+    On a GPU these are found by trial: cuDNN's kernels, the layout in memory, and whether to compile.
     """
     from functools import partial
 
+    from diffkit.compose.machine import fastest
     from diffkit.core.denoiser import Denoiser, squared_error
     from diffkit.core.predictions import edm
     from diffkit.core.schedules import cosine, over_range
     from diffkit.engine.batches import Batches
-    from diffkit.engine.devices import autocast
+    from diffkit.engine.devices import autocast, choose_kernels, forget_peak
     from diffkit.engine.resident import budget, resident
-    from diffkit.engine.speed import EAGER, ON_A_GPU, choose_way, prepared
+    from diffkit.engine.speed import EAGER, ON_A_GPU, prepared
     from diffkit.engine.store import Store
     from diffkit.engine.train import Recipe, State, train
-
-    def attempt(network: nn.Module) -> Tensor:
-        with autocast(device, precision)():
-            answer: Tensor = network(torch.zeros(images, *shape, device=device), torch.zeros(images, device=device))
-        return answer
+    from diffkit.interfaces import ImageSpec
 
     store = Store.open(data)
     recipe = Recipe(batch, batch, LR, 10_000, (0.9, 0.99), 0.0, 1.0, 500_000.0, 0)
-    shape, images, way = (store.spec.channels, store.spec.height, store.spec.width), batch, EAGER
+    under, way = autocast(device, precision), EAGER
+    unlabelled = ImageSpec(store.spec.channels, store.spec.height, store.spec.width)
     network.to(device)
-    while device.type == "cuda":
-        try:
-            way = choose_way(network, attempt, ON_A_GPU)[0]
-            break
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            images //= 2
+    choose_kernels(device, exact=False)
+    if device.type == "cuda":
+        way = fastest(network, unlabelled, batch, under, ON_A_GPU)[0]
+        forget_peak(device)
     run_as = prepared(network, way)
     state = State(network, recipe)
     kept = resident(store, ("images",), device, budget(device))
     prediction = partial(edm, sigma_data=store.sigma_data)
     events = train(
         state,
-        Denoiser(run_as, prediction, autocast(device, precision)),
+        Denoiser(run_as, prediction, under),
         Batches(store, store.spec, 0, True, 0.0, resident=kept),
         over_range(cosine, 0.002, 80.0),
         squared_error,
