@@ -40,7 +40,7 @@ TESTED = {
         "test_rundir.py",
     ],
     "engine/checkpoint.py": ["test_durable_errors.py", "test_saver.py", "test_integrity.py"],
-    "engine/modelfile.py": ["test_integrity.py", "test_durable_errors.py", "test_saver.py"],
+    "engine/modelfile.py": ["test_modelfile.py", "test_integrity.py", "test_durable_errors.py", "test_saver.py"],
 }
 TURNED = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,

@@ -358,3 +358,26 @@ def test_a_file_that_shrinks_while_it_is_read_is_truncated(tmp_path: Path, monke
     monkeypatch.setattr(modelfile.os, "fstat", lambda descriptor: SimpleNamespace(st_size=size))
     with pytest.raises(DiffkitError, match="it is truncated"):
         read_tensors(file)
+
+
+def test_a_file_that_cannot_be_written_aside_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "x")
+
+    for primitive in ("write", "create"):
+        with monkeypatch.context() as patch, pytest.raises(DiffkitError, match="Input/output error"):
+            patch.setattr(durable, primitive, failing)
+            durable.write_aside(tmp_path / "file", b"content")
+        assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has no syncfs")
+def test_only_several_files_have_the_whole_file_system_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(syncfs=written.append))
+    for count, calls in ((1, 0), (2, 1)):
+        paths = [tmp_path / f"{count}-{number}" for number in range(count)]
+        durable.publish({path: durable.write_aside(path, b"content") for path in paths})
+        assert len(written) == calls and all(path.read_bytes() == b"content" for path in paths)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(written[0])

@@ -248,6 +248,12 @@ def model_of(
 
     settings = _with_defaults(validated(header["settings"], str(file)), file)
     spec = ImageSpec.from_dict(header["spec"])
+    if settings.near and not spec.image_channels:
+        raise DiffkitError(
+            f"{file} cannot be used: its images are said to lie near others, but it takes none.",
+            "Take another copy.",
+            code=ExitCode.MODEL,
+        )
     target = choose_device(device)
     if precision == "auto":
         # Never by timing: the same command has to make the same images.

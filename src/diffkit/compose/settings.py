@@ -89,7 +89,7 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
     }
     asked = asked.model_copy(update={"train": asked.train.model_copy(update=same)})
     known = stored.prediction.options.get("sigma_data")
-    sigma_data = _sigma_data(stored, store) if known is None else float(known)
+    sigma_data = float(known) if isinstance(known, int | float) else _sigma_data(stored, store)
     different = _differences(to_tables(_with_parts(stored, sigma_data)), to_tables(_with_parts(asked, sigma_data)))
     if different:
         key, was, now = different[0]
