@@ -72,7 +72,7 @@ def repeated(loader: Any) -> Iterator[Tensor]:
 
 
 def alone(steps: Iterator[None]) -> Iterator[None]:
-    """What there is one of in a process is each trainer's own in its turn: accelerate's state, cuDNN's trial of kernels."""
+    """What a process has once is each trainer's own in its turn: accelerate's state, cuDNN's trial of kernels."""
     from accelerate.state import AcceleratorState, GradientState
 
     places = [AcceleratorState._shared_state, GradientState._shared_state]
