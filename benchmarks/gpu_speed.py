@@ -169,6 +169,9 @@ def ways(lab: Lab) -> dict[str, Any]:
             print("  ", name, figures[name], flush=True)
     finally:
         torch.backends.cudnn.benchmark = before
+    failed = [name for name, found in figures.items() if isinstance(found, str)]
+    if failed:
+        raise Wrong(f"Steps fail: {', '.join(failed)}.", **figures)
     return figures
 
 

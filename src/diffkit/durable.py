@@ -202,7 +202,7 @@ def discard(aside: Iterable[Path]) -> None:
 
 def _sync_aside(names: tuple[Path, Path]) -> None:
     path, temporary = names
-    with explained(path), temporary.open("rb") as file:
+    with explained(path), temporary.open("r+b") as file:  # for Windows, which syncs no other
         sync(file.fileno())
 
 

@@ -64,10 +64,14 @@ def as_diffkit_error(error: BaseException) -> DiffkitError | None:
 
 def _part_failed(error: BaseException) -> DiffkitError | None:
     """The error as that of an installed part, if it was raised in the code of one."""
-    from diffkit.compose.culprit import culprit
     from diffkit.registry import loaded, word
 
-    found = culprit(error, [part for part in loaded() if not part.builtin])
+    parts = [part for part in loaded() if not part.builtin]
+    if not parts:
+        return None
+    from diffkit.compose.culprit import culprit
+
+    found = culprit(error, parts)
     if found is None:
         return None
     part, cause = found

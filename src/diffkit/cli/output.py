@@ -116,7 +116,8 @@ def finish() -> None:
     global _reserved
     with suppress(ValueError, AttributeError):  # closed by a part
         data().flush()
-    _reserved = None
+    if _reserved is not None:
+        _reserved, sys.stdout = None, _reserved
     if _data is not None and _data.full:
         print("Standard output is incomplete: no space left on the disk.", file=sys.stderr)
 

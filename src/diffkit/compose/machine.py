@@ -203,7 +203,10 @@ def _layout(network: nn.Module, spec: ImageSpec, device: torch.device, precision
     place = _place(network, spec, device, precision)
     with suppress(OSError, ValueError, TypeError, KeyError):
         kept = json.loads(place.read_text())
-        return Way(channels_last=bool(kept["channels_last"]), fused=bool(kept["fused"]))
+        known = Way(channels_last=bool(kept["channels_last"]), fused=bool(kept["fused"]))
+        if known.fused:  # whether its kernels can be launched is not said by what is in the name
+            known, _ = fastest(network, spec, 1, autocast(device, precision), (known,), training=False)
+        return known
     images = usual_batch(spec, device)
     found, _ = fastest(network, spec, images, autocast(device, precision), LAYOUTS, training=False)
     with suppress(DiffkitError, OSError):

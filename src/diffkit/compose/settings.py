@@ -83,6 +83,8 @@ def resumed_settings(given: Mapping[str, Any], store: Store, run: RunDir) -> Set
     changed: dict[str, Any] = {"micro_batch": micro, "cuda_graphs": asked.train.cuda_graphs}
     if asked.train.compile != "auto":
         changed["compile"] = asked.train.compile
+    if asked.train.fused is not None:
+        changed["fused"] = asked.train.fused
     # How it is computed changes rounding only; the layout, and what was not asked for, stay as the run has found them.
     same = {
         key: getattr(stored.train, key) for key in ("micro_batch", "compile", "channels_last", "fused", "cuda_graphs")

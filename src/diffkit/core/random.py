@@ -86,12 +86,12 @@ def _one(seed: int, purpose: Purpose, position: int, interval: int = 0) -> tuple
 def uniform(seed: int, purpose: Purpose, positions: Tensor, count: int = 1) -> Tensor:
     """[B, count] on the device of `positions`: on a CPU float64, strictly inside (0, 1).
 
-    Elsewhere, since not every device has float64, the same numbers rounded to float32, in (0, 1].
+    Elsewhere, since not every device has float64, the same numbers rounded to float32, but for those that would be 1.
     """
     words = bits(seed, purpose, positions, count)
     if words.device.type == "cpu":
         return (words.double() + 0.5) / 2**32
-    return (2 * words + 1).float() * 2.0**-33  # which rounds once
+    return ((2 * words + 1).float() * 2.0**-33).clamp_(max=1 - 2.0**-24)  # the product rounds once
 
 
 def normal(seed: int, purpose: Purpose, positions: Tensor, shape: Sequence[int], interval: int | Tensor = 0) -> Tensor:

@@ -128,7 +128,7 @@ def _cast_places(
         for name in layers
         if name in inside - outside
         for kind, weight in layers[name]._parameters.items()
-        if weight is not None and weight.dtype == torch.float32 and weight.requires_grad
+        if kind in {"weight", "bias"} and weight is not None and weight.dtype == torch.float32 and weight.requires_grad
     ]
 
 

@@ -108,7 +108,9 @@ class Gradients:
         found = []
         for number, batch in enumerate(passes, 1):
             self._seed(batch)
-            with self.around_last_pass() if number == len(passes) else nullcontext():
+            # While graphs are tried, gradients have to be this process's own until the pass is over.
+            last = number == len(passes) and self._trial is None
+            with self.around_last_pass() if last else nullcontext():
                 found.append(self._pass(batch))
         losses, by_level = zip(*found, strict=True)
         return torch.stack(losses).sum(), torch.stack(by_level).sum(0)

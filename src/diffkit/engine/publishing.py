@@ -43,16 +43,19 @@ class Publisher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        first: BaseException | None = error
         try:
             while self._writing or self._group is not None:
-                self._next_group()
-        except BaseException:
-            if error is None:
-                raise
+                try:
+                    self._next_group()
+                except Exception as failed:
+                    first = first or failed
         finally:
             self._writers.shutdown()
             self._publisher.shutdown()
             durable.discard(each.result() for each in self._writing.values() if each.exception() is None)
+        if first is not None and error is None:
+            raise first
 
     def _next_group(self) -> None:
         """Wait for the last group, and begin to publish what has been put since."""

@@ -21,6 +21,8 @@ Try = Callable[[nn.Module], Tensor]
 Ahead = Callable[[float], float]
 WARMUP, TIMED = 2, 3
 GAIN_WANTED = 1.05
+AGREEMENT = 0.05
+"""By how much answers may differ, over their norm: a whole network in bfloat16 rounds to about a hundredth."""
 COMPILING_PAYS = 300.0
 """Seconds of work ahead from which compiling is tried: it takes a minute or more, and saves up to half of them."""
 
@@ -97,6 +99,9 @@ def choose_way(
             if way.compiled and seconds and ahead(min(seconds.values())) < COMPILING_PAYS:
                 continue
             try:
+                if way.fused and not _agrees(network, way, attempt, training):
+                    notes.append(f"Not {way}: its kernels give other numbers.")
+                    continue
                 seconds[way] = _seconds(prepared(network, way), attempt, training)
             except Exception as error:
                 if is_memory(error):
@@ -165,6 +170,26 @@ def _noisy(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for name, value in before.items():
                 now[name].copy_(value)
+
+
+def _agrees(network: nn.Module, way: Way, attempt: Try, training: bool) -> bool:
+    """Whether the fused kernels give torch's answer and, if `training`, its gradients, but for rounding."""
+    device, found = next(network.parameters()).device, []
+    for fused in (False, True):
+        run_as = prepared(network, way._replace(fused=fused, compiled=False))
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)  # for dropout
+            if training:
+                with fast_functions(device):
+                    answer = attempt(run_as)
+                    answer.float().square().mean().backward()
+            else:
+                with torch.inference_mode():
+                    answer = attempt(run_as)
+        gradients = [each.grad.flatten() for each in network.parameters() if each.grad is not None]
+        found.append([answer.detach().float(), *([torch.cat(gradients)] if gradients else [])])
+        network.zero_grad(set_to_none=True)
+    return all(bool((own - torchs).norm() <= AGREEMENT * torchs.norm()) for torchs, own in zip(*found, strict=True))
 
 
 def _seconds(network: nn.Module, attempt: Try, training: bool) -> float:

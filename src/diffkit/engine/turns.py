@@ -2,7 +2,7 @@
 
 The threads of a step wait for each other hundreds of times. Where two trainings run at once, each as many threads as
 there are processors, the scheduler knows nothing of this: one thread runs while the one it waits for does not, and both
-trainings are several times slower than one after the other would be. So each computes alone for a tenth of a second.
+trainings are several times slower than one after the other would be. So each computes alone for 0.3 seconds.
 """
 
 from __future__ import annotations
