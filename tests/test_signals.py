@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,21 @@ def test_an_interruption_that_python_cannot_raise_is_raised_again() -> None:
         dying = Dying()
         del dying  # the KeyboardInterrupt of its destructor is only reported
         time.sleep(5)
+
+
+def test_what_is_being_imported_is_there_before_an_interruption_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "import signal, time\nsignal.raise_signal(signal.SIGTERM)\ntime.sleep(0.1)\nwhole = True\n"
+    (tmp_path / "interrupted_module.py").write_text(lines)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    signals.interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module("interrupted_module")
+        time.sleep(5)
+    assert sys.modules.pop("interrupted_module").whole
+    monkeypatch.setattr(signals, "LONGEST_IMPORT", 0.0)
+    signals.interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module("interrupted_module")
+    assert "interrupted_module" not in sys.modules

@@ -18,6 +18,10 @@ from diffkit.errors import ExitCode
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 ONE_SIGNAL = 0.5
 """Seconds within which two signals are one: a terminal, or `timeout`, may send it twice."""
+AGAIN = 0.002
+LONGEST_IMPORT = 10.0
+"""Seconds for which a signal waits until modules that are being imported are there: an exception that is raised amid
+torch's is lost at times, or aborts the process."""
 
 
 class Signals:
@@ -30,6 +34,7 @@ class Signals:
     def __init__(self, first: Callable[[], object]) -> None:
         self._first = first
         self._since: float | None = None
+        self._resent = False
         self._code = int(ExitCode.INTERRUPTED)
         self._before: dict[int, Any] = {}
 
@@ -54,9 +59,13 @@ class Signals:
         self._code, self._first = code, lambda: os._exit(code)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._since is None:
-            self._since = time.monotonic()
-            self._first()
+        if self._since is None or self._resent:
+            self._since = self._since or time.monotonic()
+            self._resent = False
+            if _importing(frame) and time.monotonic() - self._since < LONGEST_IMPORT:
+                self.again_soon()
+            else:
+                self._first()
         elif time.monotonic() - self._since > ONE_SIGNAL:
             os._exit(self._code)
 
@@ -65,13 +74,27 @@ class Signals:
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
 
-    def again(self) -> None:
-        """Let the first one come once more, from another thread: where it came before, it was lost."""
-        self._since = None
+    def again_soon(self) -> None:
+        """Let the first one come once more: where it came, it cannot be raised."""
+        timer = threading.Timer(AGAIN, self._again)
+        timer.daemon = True
+        timer.start()
+
+    def _again(self) -> None:
+        self._resent = True
         if hasattr(signal, "pthread_kill"):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         else:
             _thread.interrupt_main()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether this is amid an import."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def interrupting() -> Signals:
@@ -82,7 +105,7 @@ def interrupting() -> Signals:
 
     def unraisable(lost: sys.UnraisableHookArgs) -> None:
         if lost.exc_type is not None and issubclass(lost.exc_type, KeyboardInterrupt):
-            threading.Timer(0.01, signals.again).start()
+            signals.again_soon()
         else:
             report(lost)
 
