@@ -170,7 +170,8 @@ def test_too_small_a_disk_is_named_before_the_first_step(
     done = call_diffkit("train", dataset, "-o", run, *ONCE)
     assert done.returncode == ExitCode.MACHINE
     assert "Disk full: need" in done.stderr and f"have 1 MiB at {run}" in done.stderr
-    assert not run.exists()
+    assert not (run / "config.toml").exists() and (run / "metrics.jsonl").read_bytes() == b""
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "metrics.jsonl", "samples"]
     monkeypatch.undo()
     assert call_diffkit("train", dataset, "-o", run, *ONCE).returncode == 0
 

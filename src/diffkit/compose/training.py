@@ -246,8 +246,8 @@ class Training:
         """
         from diffkit.engine.checkpoint import kept, save_checkpoint
 
-        self.check_space()
         self.run.lay_out()
+        self.check_space()
         if not self.run.exists:
             self.run.create(self.settings)
         if not kept(self.run.checkpoints):
