@@ -52,6 +52,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/costs.py $(DATA)
 	$(BIN)/python benchmarks/ranks.py $(DATA)
 	$(BIN)/python benchmarks/sums.py
+	$(BIN)/python benchmarks/host_time.py
+	$(BIN)/python benchmarks/gpu_bytes.py
 	$(BIN)/python benchmarks/beside.py $(DATA)
 	$(BIN)/python benchmarks/backbones.py $(DATA)
 	$(BIN)/python benchmarks/quality.py $(DATA) --seed $(SEED)

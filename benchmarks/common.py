@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
 INFO = Path("/proc/cpuinfo")
 
 
@@ -47,6 +49,21 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+@contextmanager
+def sources(before: str | None) -> Iterator[dict[str, Path]]:
+    """Folders of code for PYTHONPATH: "now" that of this checkout, and "before" that of another commit, if one is
+    named."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {"now": ROOT / "src"}
+        if before:
+            archive = subprocess.run(
+                ["git", "-C", str(ROOT), "archive", before, "src"], check=True, capture_output=True
+            )
+            subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+            found["before"] = Path(folder) / "src"
+        yield found
 
 
 def processor() -> str:

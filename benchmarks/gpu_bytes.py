@@ -5,8 +5,9 @@
 Forward and backward pass of the network under bfloat16 autocast, on fake CUDA tensors, which have shapes, types and
 devices but no memory. Every operation that is more than a view counts as one kernel that reads its inputs once and
 writes its outputs once. So the fused GroupNorm counts as one pass; its kernels read their inputs twice, which the
-figures of two passes count. Writes results/gpu-bytes.json: torch's norms and the fused ones, beside the figures of
-before, which stay as they are there.
+figures of two passes count. Operations over lists of tensors count as one, although a list may take a few launches.
+Writes results/gpu-bytes.json: torch's norms, the fused ones, and these with the weights cast together, as a training
+runs; beside the figures of before, which stay as they are there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,6 +33,7 @@ NO_KERNEL = {"_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", 
 NO_KERNEL |= {"empty_strided", "expand", "lift_fresh", "new_empty", "new_empty_strided", "permute", "select", "slice"}
 NO_KERNEL |= {"split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view"}
 CONVOLUTIONS = {"convolution", "convolution_backward"}
+WAYS = ("torch's norms", "fused norms", "fused norms, weights cast together")  # the last is how a GPU trains
 FUSED = {"group_norm", "group_norm_backward"}  # their names without the namespace; torch's are native_group_norm...
 
 
@@ -64,7 +66,7 @@ class Traffic(TorchDispatchMode):
             self.kernels[name] += 1
             self.bytes[name] += sum(map(in_memory, inputs + outputs))
             self.again[name] += sum(map(in_memory, inputs)) if name in FUSED else 0
-            if name in ("_to_copy", "copy_") and len({each.dtype for each in inputs + outputs}) > 1:
+            if name in ("_to_copy", "copy_", "_foreach_copy_") and len({each.dtype for each in inputs + outputs}) > 1:
                 self.casts.append(inputs[0].shape)
         return result
 
@@ -92,6 +94,8 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
         mock.patch("torch.nn.functional.scaled_dot_product_attention", flash),
+        mock.patch("torch.random.fork_rng", lambda *_, **__: nullcontext()),
+        mock.patch.object(FakeTensor, "__deepcopy__", lambda tensor, _: tensor.detach().clone()),
         mock.patch("torch._C._conv_determine_backend_memory_format", cudnn_layout),
         FakeTensorMode() as mode,
     ):
@@ -143,9 +147,14 @@ def _nodes(first: Any) -> Iterator[Any]:
 
 
 def _call(node: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients of a node's inputs. Functions written in Python give them for all arguments, tensors first."""
-    found = (node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node)(*grads)
-    return found[: len(node.next_functions)] if isinstance(found, tuple) else (found,)
+    """The gradients of a node's inputs. Functions written in Python give them for all arguments, of which others than
+    tensors come first or last."""
+    python = isinstance(node, torch.autograd.function.BackwardCFunction)
+    found = (node.apply if python else node)(*grads)
+    found, inputs = found if isinstance(found, tuple) else (found,), len(node.next_functions)
+    while python and len(found) > inputs and not node.needs_input_grad[-len(found)]:
+        found = found[1:]
+    return found[:inputs]
 
 
 def built(backbone: str, preset: str, size: int, fused: bool = False, **options: Any) -> nn.Module:
@@ -163,6 +172,19 @@ def built(backbone: str, preset: str, size: int, fused: bool = False, **options:
             if own.dim() == 4:
                 setattr(module, name, nn.Parameter(own.detach().to(memory_format=torch.channels_last)))
     return network
+
+
+def run(way: str, backbone: str, preset: str, size: int) -> nn.Module:
+    """A network as one of WAYS runs it."""
+    from diffkit.engine.casts import CastTogether
+
+    network = built(backbone, preset, size, fused=way != WAYS[0])
+    if way != WAYS[2]:
+        return network
+    cast = CastTogether(network, network)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        cast(torch.empty(1, 3, size, size, device="cuda"), torch.empty(1, device="cuda"))
+    return cast
 
 
 def step(network: nn.Module, images: int, size: int, precision: torch.dtype | None = torch.bfloat16) -> Traffic:
@@ -199,9 +221,9 @@ def main() -> None:
     parser.add_argument("--backbone", default="unet")
     asked = parser.parse_args()
     found: dict[str, Any] = {}
-    for name in ("torch's norms", "fused norms"):
+    for name in WAYS:
         with fake_cuda():
-            network = built(asked.backbone, asked.preset, asked.size, fused=name == "fused norms")
+            network = run(name, asked.backbone, asked.preset, asked.size)
             found[name] = figures(step(network, asked.images, asked.size), asked.images)
         print(name, json.dumps(found[name], indent=1))
     case = f"{asked.backbone} {asked.preset} {asked.size}x{asked.size}"

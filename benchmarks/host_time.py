@@ -16,11 +16,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from common import sources, spread, write
+
 WARM_UP, STEPS = 20, 200
 ROUND = f"""
 import contextlib, json, statistics, time
@@ -79,23 +79,14 @@ def one_round(source: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    from common import spread, write
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--before", help="another commit, to compare with")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        sources = {"now": ROOT / "src"}
-        if options.before:
-            archive = subprocess.run(
-                ["git", "-C", str(ROOT), "archive", options.before, "src"], check=True, capture_output=True
-            )
-            subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-            sources = {"before": Path(folder) / "src", **sources}
-        found: dict[str, list[float]] = {name: [] for name in sources}
+    with sources(options.before) as folders:
+        found: dict[str, list[float]] = {name: [] for name in folders}
         for _ in range(options.rounds):
-            for name, source in sources.items():
+            for name, source in folders.items():
                 figures = one_round(source)
                 found[name].append(figures["milliseconds"])
             print({name: round(values[-1], 3) for name, values in found.items()}, flush=True)

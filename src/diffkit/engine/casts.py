@@ -108,12 +108,12 @@ def _cast_places(
 ) -> list[tuple[nn.Module, str]]:
     """Where the float32 weights are that autocast casts whenever the network is called.
 
-    Layers of the usual kinds that are called under autocast only. A copy is called, so that the network's own state
-    and the random numbers that it draws stay as they are.
+    Layers of the usual kinds that are called under autocast only. A copy is called that shares the weights, so that
+    the network's own state and the random numbers that it draws stay as they are.
     """
     layers = {name: layer for name, layer in network.named_modules() if type(layer) in LAYERS}
     inside, outside = set[str](), set[str]()
-    twin = copy.deepcopy(network)
+    twin = copy.deepcopy(network, {id(weight): weight for weight in network.parameters()})
     for name in layers:
 
         def note(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
