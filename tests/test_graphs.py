@@ -29,6 +29,7 @@ from diffkit.core.schedules import cosine, density, karras, over_range, sampling
 from diffkit.core.weighing import Uncertainty, Weigh, by_weighting
 from diffkit.engine import gradients, graphs
 from diffkit.engine.batches import Batches
+from diffkit.engine.distributed import ALONE, World
 from diffkit.engine.gradients import Gradients, Loss
 from diffkit.engine.graphs import Graph
 from diffkit.engine.optimizer import AdamW
@@ -45,7 +46,7 @@ def network(dropout: float = 0.2, **options: Any) -> nn.Module:
 
 
 def trained(
-    net: nn.Module, numbers: Recipe, *, graphs: bool, objective: Any = squared_error
+    net: nn.Module, numbers: Recipe, *, graphs: bool, objective: Any = squared_error, world: World = ALONE
 ) -> tuple[State, list[Progress | Reduced | Remark]]:
     state = State(net, numbers)
     events = train(
@@ -57,6 +58,7 @@ def trained(
         numbers,
         until_images=STEPS * 8,
         cuda_graphs=graphs,
+        world=world,
     )
     return state, list(events)
 
@@ -97,6 +99,27 @@ def test_replayed_steps_are_the_same_training_bitwise(recorded: list[Graph], lea
     same(replayed, launched)
     (remark,) = (event for event in events if isinstance(event, Remark))
     assert "one CUDA graph" in remark.text and remark.images_seen == 7 * 8
+
+
+class Echo(World):
+    """Of two processes, the other of which finds the same gradients and has nothing else to say."""
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def begin_sum(self, values: Tensor) -> Callable[[], None]:
+        values.mul_(2)
+        return lambda: None
+
+
+def test_gradients_of_replayed_steps_are_summed_over_processes(recorded: list[Graph]) -> None:
+    """Each once, whether they were launched, recorded, compared or replayed."""
+    replayed, events = trained(network(), recipe(), graphs=True, world=Echo(0, 2))
+    launched, plain = trained(network(), recipe(), graphs=False, world=Echo(0, 2))
+    (graph,) = recorded
+    assert graph.replay.__self__.replays == STEPS - gradients.WARM_UP - gradients.TIMED + 1  # type: ignore[attr-defined]
+    assert losses(events) == losses(plain)
+    same(replayed, launched)
 
 
 def test_what_is_not_faster_is_not_kept(recorded: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import diffkit
 from conftest import TINY, call_diffkit, run_diffkit
 from diffkit.cli import launch
 from diffkit.cli.launch import Launcher
@@ -251,3 +252,10 @@ def test_openmp_is_set_up_before_torch_unless_the_user_did() -> None:
             command, env=environment, capture_output=True, text=True, check=True
         ).stdout.strip()
     assert found == {"": processors.SPINS, "GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "None"}
+
+
+def test_the_version_is_said_without_loading_what_it_does_not_need() -> None:
+    code = "import sys; from diffkit.cli import main; sys.argv = ['diffkit', '--version']; main()"
+    code = f"import atexit, sys; atexit.register(lambda: print(sorted({{'torch', 'diffkit.compose'}} & {{*sys.modules}})))\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"diffkit {diffkit.__version__}", "[]"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from conftest import call_diffkit
 from diffkit.compose import machine, ready
 from diffkit.compose.machine import ENDLESS, Length, with_way
+from diffkit.compose.model import Model
 from diffkit.compose.ready import Follower, for_many
 from diffkit.config import Settings, validated
 from diffkit.core.denoiser import Denoiser
@@ -177,6 +178,9 @@ def test_many_samples_are_compiled_if_it_pays(gpu: list[str], calls: int, share:
     assert ("compile" in gpu) == isinstance(found.network, OfOneShape) == compiled
     assert (found is denoiser) != compiled
     assert not network.training
+    model = Model(Settings(), SPEC, (), denoiser, CUDA, 0)
+    found, before = model._denoiser_for(8, calls), gpu.count("compile")
+    assert (model._denoiser_for(8, calls) is found) and gpu.count("compile") == before
 
 
 class Plus(nn.Module):
@@ -309,3 +313,5 @@ def test_kernels_are_chosen_by_trial_unless_bits_matter(
         assert not torch.backends.cudnn.benchmark
         choose_kernels(CUDA, exact)
         assert torch.backends.cudnn.benchmark == tried
+        machine.for_sampling(Network().eval(), SPEC, CUDA, "float32")
+        assert not torch.backends.cudnn.benchmark

@@ -161,9 +161,10 @@ def usual_batch(spec: ImageSpec, device: torch.device) -> int:
 
 def for_sampling(network: nn.Module, spec: ImageSpec, device: torch.device, precision: str) -> nn.Module:
     """The network on its device, changed in place; on a GPU small batches are answered as one graph."""
-    from diffkit.engine.devices import keep_freed_memory
+    from diffkit.engine.devices import choose_kernels, keep_freed_memory
     from diffkit.engine.graphs import Graphed
 
+    choose_kernels(device, exact=True)  # whatever a training in this process has chosen
     if device.type == "cpu":
         keep_freed_memory()
     adapt(network, spec, device, precision)

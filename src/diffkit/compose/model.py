@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class Model:
     sha256: str = ""
     world: World = ALONE
     path: Path | None = None
+    _compiled: dict[int, Denoiser] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
         spec, parameters = self.spec, sum(p.numel() for p in self.denoiser.network.parameters())
@@ -164,9 +165,25 @@ class Model:
         asked = self.wishes(wishes)
         batch_size = batch_size or self.default_batch
         calls = len(indices) // batch_size * len(plan.sigmas)
-        denoiser = self.denoiser if size else for_many(self.denoiser, self.spec, self.device, batch_size, calls)
-        made = sample(denoiser, self.spec, plan, indices, asked, batch_size=batch_size, size=size)
+        made = sample(
+            self.denoiser if size else self._denoiser_for(batch_size, calls),
+            self.spec,
+            plan,
+            indices,
+            asked,
+            batch_size=batch_size,
+            size=size,
+        )
         return self.world.computed(made)
+
+    def _denoiser_for(self, batch_size: int, calls: int) -> Denoiser:
+        """Compiled where that pays, for each batch size once."""
+        if batch_size not in self._compiled:
+            found = for_many(self.denoiser, self.spec, self.device, batch_size, calls)
+            if found is self.denoiser:
+                return found
+            self._compiled[batch_size] = found
+        return self._compiled[batch_size]
 
     def trajectory(
         self, plan: Plan, count: int, wishes: Wishes | None = None

@@ -32,14 +32,15 @@ def for_many(denoiser: Denoiser, spec: ImageSpec, device: torch.device, images: 
         return denoiser
     own = network.network if isinstance(network, Graphed) else network
     plain = layout_of(own)
-    candidates = (plain, plain._replace(compiled=True))
+    candidates = (plain, plain._replace(compiled=True, fused=False))  # the compiler fuses norms itself
     way, _ = fastest(
         own, spec, images, denoiser.autocast, candidates, ahead=lambda seconds: calls * seconds, training=False
     )
+    run_as = prepared(own, way)
     if not way.compiled:
         return denoiser
     shape = (images, spec.channels, spec.height, spec.width)
-    return replace(denoiser, network=OfOneShape(network, prepared(own, way), shape).eval())
+    return replace(denoiser, network=OfOneShape(network, run_as, shape).eval())
 
 
 class Follower:
@@ -69,7 +70,7 @@ class Follower:
         return self._copy
 
     def _copied(self, average: nn.Module) -> nn.Module | None:
-        from diffkit.engine.devices import is_memory, release_memory
+        from diffkit.engine.devices import forget_peak, is_memory, release_memory
 
         try:
             network = copy.deepcopy(average)
@@ -78,6 +79,7 @@ class Follower:
             if not is_memory(error):
                 raise
         else:
+            forget_peak(self.device)  # the trial's; the next step has its own
             return network.eval()
         release_memory()
         return None

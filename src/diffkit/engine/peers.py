@@ -30,6 +30,8 @@ SECOND = timedelta(seconds=1)
 IDLE, IDLE_AT_REST = 15, 600
 """Seconds without processor time after which a process hangs: while `computing`, and while it may also be waiting for
 disks, networks or compilers."""
+IN_TIME = 2
+"""Seconds that a message may take before the store is asked whether the others are still there."""
 PATIENCE = "DIFFKIT_PATIENCE"
 """The environment variable that sets another number than `IDLE`."""
 BUSY = 0.05
@@ -171,7 +173,8 @@ class Peers:
                 beats.clear()
             if self._error is not None:
                 raise self._error
-            self._look_at_others(store, late, beats)
+            if seconds >= IN_TIME:
+                self._look_at_others(store, late, beats)
 
         answers = True
         while not self._over.wait(SECOND.total_seconds()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from diffkit.core.ema import Average, ema_decay, gamma_of, power_decay
 from diffkit.core.weighing import Uncertainty, Weigh
 from diffkit.engine.batches import Batch, Batches
 from diffkit.engine.checkpoint import Checkpoint
+from diffkit.engine.devices import release_memory
 from diffkit.engine.distributed import ALONE, World
 from diffkit.engine.gradients import SHARES, Gradients, Levels, Loss, Objective
 from diffkit.engine.optimizer import AdamW, clip_gradients
@@ -213,9 +213,7 @@ def train(
             else:
                 while world.any((found := _gradients(gradients, batch, micro_batch, state, piece, sums)) is None):
                     state.forget_pass()
-                    if device.type == "cuda":
-                        gc.collect()  # what the pass had made may hang together in a circle
-                        torch.cuda.empty_cache()
+                    release_memory()
                     if micro_batch == 1:
                         raise _out_of_memory(device)
                     micro_batch = max(1, micro_batch // 2)
