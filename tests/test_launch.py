@@ -255,7 +255,8 @@ def test_openmp_is_set_up_before_torch_unless_the_user_did() -> None:
 
 
 def test_the_version_is_said_without_loading_what_it_does_not_need() -> None:
-    code = "import sys; from diffkit.cli import main; sys.argv = ['diffkit', '--version']; main()"
-    code = f"import atexit, sys; atexit.register(lambda: print(sorted({{'torch', 'diffkit.compose'}} & {{*sys.modules}})))\n{code}"
+    loaded = "sorted({'torch', 'diffkit.compose'} & {*sys.modules})"
+    code = f"import atexit, sys; atexit.register(lambda: print({loaded}))\n"
+    code += "from diffkit.cli import main; sys.argv = ['diffkit', '--version']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"diffkit {diffkit.__version__}", "[]"]
