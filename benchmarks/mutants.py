@@ -1,11 +1,13 @@
 """Mutants of the code that everything durable passes through: changed on purpose, one place at a time.
 
-    python benchmarks/mutants.py [--only durable.py] [--most N]
+    python benchmarks/mutants.py [--only durable.py] [--most N] [--coverage]
 
 Every changed file is put in place of the real one in a copy of the sources, and the tests named in `TESTED` run against
 it. A mutant that no test notices lives: it is listed, and the share that was killed is written to
 benchmarks/results/mutants.json. The kinds of change are those of mutation testing: comparisons turned round, conditions
 negated, `and` for `or`, numbers moved by one, statements left out, results withheld, exceptions let through.
+
+Statements and branches that the same tests run are counted first; with --coverage that is all.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -145,13 +148,43 @@ def tested(folder: Path, tests: list[str]) -> None:
     sys.exit(pytest.main([*words, *(f"tests/{test}" for test in tests)]))
 
 
+def covered() -> dict[str, dict[str, int]]:
+    """Statements and branches of each file, and how many of both its tests do not reach."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, report = f"{folder}/data", f"{folder}/report.json"
+        own = ["--branch", f"--data-file={data}", f"--include={','.join(f'*/diffkit/{name}' for name in TESTED)}"]
+        tests = sorted({f"tests/{test}" for each in TESTED.values() for test in each})
+        coverage = [sys.executable, "-m", "coverage"]
+        subprocess.run([*coverage, "run", *own, "-m", "pytest", "-q", "-p", "no:xdist", *tests], cwd=ROOT, check=True)
+        subprocess.run([*coverage, "json", "-q", f"--data-file={data}", "-o", report], cwd=ROOT, check=True)
+        files = json.loads(Path(report).read_text())["files"]
+    totals = {
+        name: next(files[path]["summary"] for path in files if path.endswith(f"diffkit/{name}")) for name in TESTED
+    }
+    return {
+        name: {
+            "statements": total["num_statements"],
+            "branches": total["num_branches"],
+            "missed": total["missing_lines"] + total["missing_branches"],
+        }
+        for name, total in totals.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=TESTED)
+    parser.add_argument("--coverage", action="store_true", help="count statements and branches only")
     parser.add_argument("--most", type=int, help="of each file, evenly spread")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args()
-    found: dict[str, Any] = {}
+    place, found = RESULTS / "mutants.json", dict[str, Any]()
+    if not (asked.only or asked.most):
+        kept = {**json.loads(place.read_text()), "coverage": covered()}
+        print(json.dumps(kept["coverage"], indent=1), flush=True)
+        place.write_text(json.dumps(kept, indent=2) + "\n")
+    if asked.coverage:
+        return
     os.environ["OMP_NUM_THREADS"] = "1"
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchvision", "numpy", "PIL.Image", "pydantic", "safetensors", "pytest"])
@@ -165,7 +198,7 @@ def main() -> None:
         found[name] = {"mutants": len(chosen), "killed": len(chosen) - len(living), "living": living}
         print(f"{name}: {found[name]['killed']} of {len(chosen)} killed", *living, sep="\n  ", flush=True)
     if not (asked.only or asked.most):
-        (RESULTS / "mutants.json").write_text(json.dumps({**environment(), "files": found}, indent=2) + "\n")
+        place.write_text(json.dumps({**kept, **environment(), "files": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -371,6 +371,13 @@ def test_a_file_that_cannot_be_written_aside_leaves_nothing(tmp_path: Path, monk
         assert names(tmp_path) == []
 
 
+def test_without_syncfs_files_are_published_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    paths = [tmp_path / str(number) for number in range(3)]
+    durable.publish({path: durable.write_aside(path, b"content") for path in paths})
+    assert names(tmp_path) == ["0", "1", "2"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="has no syncfs")
 def test_only_several_files_have_the_whole_file_system_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
