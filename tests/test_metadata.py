@@ -278,6 +278,21 @@ def test_of_two_columns_of_names_one_must_be_chosen(tmp_path: Path) -> None:
     assert attributes(table(tmp_path, usual), *names) == [{"age": 6 - n} for n in range(1, 6)]
 
 
+def test_two_usual_columns_must_name_the_same_images(tmp_path: Path) -> None:
+    names = [f"a/{n}.png" for n in range(5)]
+    rows = [(f"{n}.png", f"a/{n}.png", f"{4 - n}.png") for n in range(5)]
+    agreeing = "file_name,path,age\n" + "".join(f"{file},{path},{n}\n" for n, (file, path, _) in enumerate(rows))
+    assert attributes(table(tmp_path, agreeing, columns=["age"]), *names) == [{"age": n} for n in range(5)]
+    other = "file_name,image,age\n" + "".join(f"{file},{image},{n}\n" for n, (file, _, image) in enumerate(rows))
+    assert "'image' and 'file_name'" in failure(table(tmp_path, other), *names)
+
+
+def test_an_attribute_comes_from_one_column(tmp_path: Path) -> None:
+    names = [f"{n}.png" for n in range(4)]
+    text = "file_name,color,color=red\n" + "".join(f"{n}.png,{'red' if n % 2 else 'blue'},{n}\n" for n in range(4))
+    assert "'color' and 'color=red'" in failure(table(tmp_path, text), *names)
+
+
 def test_numbers_are_not_taken_for_names_beside_a_column_of_names(tmp_path: Path) -> None:
     names = [f"{n}.png" for n in range(1, 100)]
     found = table(tmp_path, "file,age\n" + "".join(f"elsewhere/{name},{100 - n}\n" for n, name in enumerate(names, 1)))

@@ -17,8 +17,8 @@ UNKNOWN = frozenset(
 )
 MOST_WORDS = 1000
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_MARKED = re.compile(r"[$€£¥]?\s*[+-]?\d[\d.,'’\s]*\s*[%$€£¥]?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_MARKED = re.compile(r"[$€£¥]?\s*[+-]?\d[\d.,'’\s]*[%$€£¥]?")
 _FLOAT32_MAX = 3.4e38
 # How few of the cells may fit, so that the others are taken for mistakes.
 _NUMBERS_FIT, _TRUTHS_FIT = 0.5, 0.9

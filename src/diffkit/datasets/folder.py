@@ -81,6 +81,9 @@ def _no_images(root: Path, found: Found) -> DiffkitError:
         if name.endswith("/"):
             return DiffkitError(f"No image in {root}; {name}: {reason}.", readable, code=ExitCode.DATA)
     if not found.extensions():
+        if found.system:
+            hidden = f"hidden files and folders, or the system's: {_counted(found.system)}"
+            return DiffkitError(f"{root} is empty but for {hidden}.", readable, code=ExitCode.DATA)
         return DiffkitError(f"{root} is empty.", readable, code=ExitCode.DATA)
     return DiffkitError(f"No image in {root}; it holds {_counted(found.extensions())}.", readable, code=ExitCode.DATA)
 

@@ -55,6 +55,7 @@ class Table:
         repeated = self._repeated(rows, images, chosen)
         first = {image: those[0] for image, those in sorted(rows.items())}
         columns, left_out = self._read(chosen, list(first.values()))
+        self._check_attributes(columns)
         return Join(
             sheet=self.sheet,
             name_column=name_column,
@@ -67,6 +68,19 @@ class Table:
             classes=self._classes(list(first.values())),
             repeated=repeated,
         )
+
+    def _check_attributes(self, columns: Mapping[str, Column]) -> None:
+        """Raises DiffkitError where two columns give the same attribute."""
+        source: dict[str, str] = {}
+        for name, column in columns.items():
+            for attribute in {attribute for values in column.values for attribute in values}:
+                other = source.setdefault(attribute, name)
+                if other != name:
+                    raise _error(
+                        f"The columns '{printable(other)}' and '{printable(name)}' of {self.sheet.path} both give the "
+                        f"attribute '{printable(attribute)}'.",
+                        "Rename one of them, or choose columns with --label-columns.",
+                    )
 
     def _check_header(self, images: Images) -> None:
         header = [] if not self.sheet.delimiter else self.sheet.columns
@@ -88,7 +102,8 @@ class Table:
             # Ages are easily taken for 1.png to 99.png: only a column of names, or most of one, counts so loosely.
             return max(usual, key=lambda name: counts[name]) if usual else self.sheet.columns[0]
         rival = next((name for name in usual if counts[name][0] and first[0] not in usual), "")
-        rival = rival or next((n for n in first if first[0] not in usual and columns[n] != columns[first[0]]), "")
+        alike = [name for name in first if (name in usual) == (first[0] in usual)]
+        rival = rival or next((n for n in alike if not _name_the_same(columns[n], columns[first[0]], images)), "")
         if rival:
             raise _error(
                 f"Two columns of {self.sheet.path} hold names of images: '{rival}' and '{first[0]}'.",
@@ -176,3 +191,13 @@ class Table:
 
 def _error(message: str, hint: str) -> DiffkitError:
     return DiffkitError(message, hint, code=ExitCode.DATA)
+
+
+def _name_the_same(cells: Sequence[str], others: Sequence[str], images: Images) -> bool:
+    """Whether two columns name the same image in every row."""
+    if cells == others:
+        return True
+    try:
+        return match(cells, images).image_of == match(others, images).image_of
+    except AmbiguousNameError:
+        return False

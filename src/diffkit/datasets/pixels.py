@@ -18,6 +18,8 @@ from diffkit.datasets.imagefile import WHITE, Color, RejectedImage, rejecting
 BAND = 2**20
 _MAX_SCANS = 200
 _GRAY_STEP = {"1": 255, "L;2": 85, "L;4": 17}
+_DARK, _ALIKE = 55, 16
+"""A dark gray, and by how much a profile that calls itself sRGB may change it."""
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -235,9 +237,12 @@ def _profile_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
     """From an ICC profile to sRGB; None where it already is sRGB, is damaged, or belongs to another mode."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if mode == "RGB" and "srgb" in (source.profile.profile_description or "").lower():
-            return None
         target = ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+        transform = ImageCms.buildTransform(source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+        if mode == "RGB" and "srgb" in (source.profile.profile_description or "").lower():
+            dark = transform.apply(Image.new("RGB", (1, 1), (_DARK, _DARK, _DARK))).tobytes()
+            if max(abs(value - _DARK) for value in dark) <= _ALIKE:  # not so with a linear curve
+                return None
+        return transform
     except Exception:
         return None

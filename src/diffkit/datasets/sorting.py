@@ -140,6 +140,7 @@ def _above(name: str) -> Iterator[str]:
 
 def _content(head: bytes) -> str:
     """ "image", "foreign" (an image in a format that diffkit does not read) or an empty string."""
-    if head.startswith(_MAGIC) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
+    bitmap = head.startswith(b"BM") and head[6:10] == bytes(4)
+    if bitmap or head.startswith(_MAGIC) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
         return "image"
     return "foreign" if head[4:].startswith(_FOREIGN_MAGIC) else ""

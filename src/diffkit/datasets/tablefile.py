@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from diffkit.errors import DiffkitError, ExitCode, nearest_sibling
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 LARGEST = 512 * 2**20  # bytes of a table; more is some other file, or a device without an end
+MOST_COLUMNS = 2_000
 FORMS = "Give a .csv or .tsv whose first line names the columns, or .jsonl with an object on each line."
 
 _BOMS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig"}
@@ -80,7 +82,9 @@ def read_sheet(path: Path) -> Sheet:
 
 def _bytes(path: Path) -> bytes:
     """What the file holds, read no further than `LARGEST`."""
-    with path.open("rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        if os.name == "posix":
+            os.set_blocking(file.fileno(), True)  # a pipe is not waited for until somebody writes, but then it is
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST / 2**20:,.0f} MiB")
@@ -210,6 +214,9 @@ def _json(path: Path, text: str, encoding: str) -> Sheet:
     sheet = Sheet(path, [], [], [], encoding, unit="entry")
     value = json.loads(text, object_pairs_hook=_unique)
     if isinstance(value, dict) and list(value) == ["labels"] and isinstance(value["labels"], list):
+        for number, pair in enumerate(value["labels"], 1):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise ValueError(f"entry {number} of its labels must be [name, label], and is {json.dumps(pair)[:80]}")
         value = [dict(zip(("file_name", "label"), pair, strict=True)) for pair in value["labels"]]
     if isinstance(value, dict):
         value = [
@@ -237,7 +244,10 @@ def _add(sheet: Sheet, row: Any, number: int) -> None:
     if _SURROGATE.search(json.dumps(row)) and _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
         raise ValueError(f"{sheet.unit} {number} holds half a character (a lone surrogate)")
     row = _unique([(name.strip(), value) for name, value in row.items()])
-    sheet.columns += [name for name in row if name not in sheet.columns]
+    known = set(sheet.columns) if len(row) > 1 else sheet.columns
+    sheet.columns += [name for name in row if name not in known]
+    if len(sheet.columns) > MOST_COLUMNS:
+        raise ValueError(f"{sheet.unit} {number}: more than {MOST_COLUMNS:,} different keys")
     sheet.rows.append(row)
     sheet.lines.append(number)
 

@@ -68,7 +68,7 @@ def stored_pictures(store: Store, spec: ImageSpec) -> Pictures:
 
 
 def open_masks(path: Path, sources: Pictures, size: tuple[int, int], crop: str | None = None) -> Pictures:
-    """Masks for sources, white where the image is to be made anew: one for all, or one for each by the same name.
+    """Masks for sources, white where the image is to be made anew: a file for all, or one for each by the same name.
 
     What is transparent in a mask is black. Raises DiffkitError for a mask that cannot be decoded, for one of another
     size than its image, and for one without white.
@@ -77,7 +77,7 @@ def open_masks(path: Path, sources: Pictures, size: tuple[int, int], crop: str |
     if masks.rejected:
         name, reason = masks.rejected[0]
         raise DiffkitError(f"The mask {name} cannot be used: {reason}.", "Save it anew: each image needs its mask.")
-    chosen = _of_same_name(path, masks, sources) if len(masks.examples) > 1 else [0] * len(sources)
+    chosen = _of_same_name(path, masks, sources) if len(masks.examples) > 1 or _is_set(path) else [0] * len(sources)
     for name, across_down, mask in zip(sources.names, sources.sizes, chosen, strict=True):
         if across_down != masks.sizes[mask]:
             raise DiffkitError(
@@ -120,6 +120,11 @@ def _opened(
     height, width = size
     frame = Frame(channels, height, width, crop or "center", background, repeat=True)
     return readable(examples_at(path), frame, path)
+
+
+def _is_set(path: Path) -> bool:
+    """A folder or an archive, whose files belong to images by their names, even where there is only one."""
+    return path.is_dir() or path.suffix.lower() == ".zip"
 
 
 def _stem(name: str) -> str:

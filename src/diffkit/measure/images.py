@@ -169,6 +169,7 @@ def _samples(path: Path) -> tuple[list[Example], tuple[str, ...]]:
     records = read_lines(path / "samples.jsonl") if path.is_dir() else []
     if not all(_is_ours(record) for record in records):
         return [], (f"{path / 'samples.jsonl'} is not of diffkit sample: all images in {path} are measured.",)
+    records = list({record["file"]: record for record in records}.values())  # each image once
     examples = [Example(path / record["file"], record["class"], record["file"]) for record in records]
     there = [example for example in examples if isinstance(example.image, Path) and example.image.exists()]
     gone = len(examples) - len(there)
@@ -185,11 +186,12 @@ def _is_ours(record: object) -> bool:
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:
-    """Names, sizes and times of the files; empty where there are none (inside an archive)."""
+    """Names and contents of the files; empty where there are none (inside an archive)."""
     digest = hashlib.sha256()
     for example in examples:
         if not isinstance(example.image, Path):
             return ""
-        status = example.image.stat()
-        digest.update(f"{example.image.resolve()}\n{example.label}\n{status.st_size} {status.st_mtime_ns}\n".encode())
+        with example.image.open("rb") as file:
+            content = hashlib.sha256(file.read()).hexdigest()
+        digest.update(f"{example.image.resolve()}\n{example.label}\n{content}\n".encode())
     return digest.hexdigest()
