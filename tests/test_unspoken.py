@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from diffkit.datasets.columns import read_column
@@ -19,6 +21,7 @@ from diffkit.datasets.pixels import to_rgb_or_gray
 from diffkit.datasets.tablefile import read_sheet
 from diffkit.engine.inputs import open_masks, open_pictures
 from diffkit.errors import DiffkitError
+from diffkit.extractors.weights import load_weights
 from diffkit.interfaces import Example
 from diffkit.measure.images import _fingerprint, _samples
 
@@ -87,6 +90,29 @@ def test_an_entry_of_labels_that_is_not_a_pair_is_named(tmp_path: Path, labels: 
     (tmp_path / "l.json").write_text(json.dumps({"labels": labels}))
     with pytest.raises(DiffkitError, match=r"entry 1 of its labels must be \[name, label\]"):
         read_sheet(tmp_path / "l.json")
+
+
+def test_an_entry_and_its_file_name_must_agree(tmp_path: Path) -> None:
+    (tmp_path / "l.json").write_text(json.dumps({"a.png": {"file_name": "a.png", "age": 1}}))
+    assert read_sheet(tmp_path / "l.json").rows == [{"file_name": "a.png", "age": 1}]
+    (tmp_path / "l.json").write_text(json.dumps({"a.png": {"file_name": "b.png", "age": 1}}))
+    with pytest.raises(DiffkitError, match=r"the entry 'a.png' has another file_name, \"b.png\""):
+        read_sheet(tmp_path / "l.json")
+
+
+def test_weights_in_the_cache_are_verified_before_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFKIT_WEIGHTS", str(tmp_path))
+    torch.save({"weight": torch.arange(300.0)}, tmp_path / "made")
+    data = bytearray((tmp_path / "made").read_bytes())
+    name = f"made-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    (tmp_path / name).write_bytes(data)
+    assert load_weights("", f"http://127.0.0.1:9/{name}", "inception")["weight"].sum() == 44850
+    data[data.index(struct.pack("<f", 77.0))] ^= 1  # a weight: torch.load notices nothing
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DiffkitError, match="its sha256 begins with"):
+        load_weights("", f"http://127.0.0.1:9/{name}", "inception")
 
 
 @pytest.mark.parametrize("cell", ["1" * 100_000 + "x", "1" + " " * 100_000 + "x"])

@@ -219,6 +219,9 @@ def _json(path: Path, text: str, encoding: str) -> Sheet:
                 raise ValueError(f"entry {number} of its labels must be [name, label], and is {json.dumps(pair)[:80]}")
         value = [dict(zip(("file_name", "label"), pair, strict=True)) for pair in value["labels"]]
     if isinstance(value, dict):
+        for name, row in value.items():
+            if isinstance(row, dict) and row.get("file_name", name) != name:
+                raise ValueError(f"the entry '{name}' has another file_name, {json.dumps(row['file_name'])[:80]}")
         value = [
             {"file_name": name, **(row if isinstance(row, dict) else {"label": row})} for name, row in value.items()
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import os
 import pickle
 import time
@@ -30,7 +31,9 @@ def load_weights(given: str, url: str, extractor: str) -> dict[str, Any]:
     """
     path = _given(given) if given else _cached(url, extractor)
     try:
-        tensors: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        _check(data, path.name)
+        tensors: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise DiffkitError(
             f"{path} holds no weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
