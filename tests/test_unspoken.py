@@ -69,6 +69,15 @@ def test_a_folder_of_one_mask_is_for_the_image_of_its_name(tmp_path: Path) -> No
     assert len(open_masks(tmp_path / "masks" / "000.png", sources, (8, 8))) == 2
 
 
+def test_what_a_users_folder_holds_besides_is_named(tmp_path: Path) -> None:
+    gray(tmp_path / "src" / "a.png")
+    (tmp_path / "src" / "b.heic").write_bytes(b"x")
+    (tmp_path / "src" / "c.png").write_bytes(b"x")
+    rejected, passed_over = open_pictures(tmp_path / "src", (8, 8), 1, None).notes
+    assert rejected.startswith(f"1 file in {tmp_path / 'src'} cannot be used and is skipped: c.png (")
+    assert passed_over == f"1 file in {tmp_path / 'src'} is skipped: b.heic (not a supported format: .heic)."
+
+
 def test_features_are_kept_for_contents_not_for_times(tmp_path: Path) -> None:
     path = tmp_path / "a.bmp"
     found = []

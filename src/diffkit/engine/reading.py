@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from diffkit.engine.decoding import Decoded, Frame
 from diffkit.engine.prepare.options import LARGEST
 from diffkit.engine.store import Pixels
 from diffkit.errors import DiffkitError, ExitCode
-from diffkit.interfaces import Example
+from diffkit.interfaces import Example, account_of
 
 KEPT = 2**30
 
@@ -24,7 +24,8 @@ class Readable:
     """Images that can be decoded, and what was found when they were.
 
     `sizes`: width and height of each upright original. `gray`: all say that they have no colour. `read(indices)`
-    decodes; `rejected`: for each file that cannot be used, its name and the reason.
+    decodes; `rejected`: for each file that cannot be used, its name and the reason; `passed_over`: the same for what
+    looks like an image and was not tried, such as other formats.
     """
 
     examples: tuple[Example, ...]
@@ -32,6 +33,7 @@ class Readable:
     gray: bool
     read: Callable[[Sequence[int]], list[Pixels]]
     rejected: tuple[tuple[str, str], ...]
+    passed_over: tuple[tuple[str, str], ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -40,26 +42,31 @@ class Readable:
 
     def skipped(self, path: Path) -> tuple[str, ...]:
         """For the user, which files are left out; empty if none is."""
-        if not self.rejected:
-            return ()
-        count = len(self.rejected)
-        what = "1 file in {} cannot be used and is" if count == 1 else f"{count} files in {{}} cannot be used and are"
-        more = f", and {count - 3} more" if count > 3 else ""
-        return (f"{what.format(path)} skipped: {_listed(self.rejected)}{more}.",)
+        notes = []
+        for left_out, what in ((self.rejected, "cannot be used and "), (self.passed_over, "")):
+            count = len(left_out)
+            verb = "is" if count == 1 else "are"
+            more = f", and {count - 3} more" if count > 3 else ""
+            if left_out:
+                notes.append(
+                    f"{count} file{'s' if count > 1 else ''} in {path} {what}{verb} skipped: {_listed(left_out)}{more}."
+                )
+        return tuple(notes)
 
 
-def examples_at(path: Path) -> list[Example]:
+def examples_at(path: Path) -> Iterable[Example]:
     """The images of a folder or zip archive, or the one image file. Raises DiffkitError if there is none."""
     if path.is_file() and (is_image_name(path.name) or not zipfile.is_zipfile(path)):
         return [Example(path, id=path.name)]
-    return list(folder(str(path)))
+    return folder(str(path))
 
 
-def readable(examples: Sequence[Example], frame: Frame, path: Path, workers: int = 0) -> Readable:
+def readable(given: Iterable[Example], frame: Frame, path: Path, workers: int = 0) -> Readable:
     """Decode each once to know which can be; up to `KEPT` bytes of pixels are kept, the others decoded when read.
 
     Raises DiffkitError if none can be, or if `path` is one file.
     """
+    examples = list(given)
     decoders = Decoders(workers, LARGEST * LARGEST)
     kept: dict[int, Pixels] = {}
     usable: list[Example] = []
@@ -98,7 +105,7 @@ def readable(examples: Sequence[Example], frame: Frame, path: Path, workers: int
             decoded[index] = found.pixels
         return [kept[index] if index in kept else decoded[index] for index in indices]
 
-    return Readable(tuple(usable), tuple(sizes), gray, read, tuple(rejected))
+    return Readable(tuple(usable), tuple(sizes), gray, read, tuple(rejected), tuple(account_of(given).skipped))
 
 
 def _listed(rejected: Sequence[tuple[str, str]]) -> str:
