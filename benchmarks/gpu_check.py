@@ -144,7 +144,15 @@ def main() -> None:
             sys.path.append(str(unpacked(options.wheels, Path(site))))
         if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
             parser.error(f"{', '.join(missing)} cannot be imported: give a folder of `make gpu-wheels` with --wheels.")
+        if options.device.startswith("cuda") and not _has_gpu():
+            parser.error("torch finds no GPU here. `--device cpu --small` rehearses the sections without one.")
         raise SystemExit(run(names, options.device, options.small, 60 * options.minutes, options.out))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def run(names: Sequence[str], device: str, small: bool, seconds: float, out: Path) -> int:

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -38,6 +39,14 @@ def test_all_sections_run_on_a_cpu(tmp_path: Path) -> None:
     assert verdicts == {name: "not here" if name in nothing_there else "ok" for name in names}
     assert found["environment"]["torch"]
     assert found["sections"]["resume"]["deterministic kernels"] == "equal"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_without_a_gpu_it_says_what_can_be_done(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--device cpu --small" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def some_fail(names: Sequence[str], device: str, small: bool, answers: Connection) -> None:
