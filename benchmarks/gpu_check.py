@@ -5,8 +5,8 @@
 Needs torch and what diffkit imports, from this checkout: nothing is installed. WHEELS is a folder that `gpu_wheels.py`
 has filled; what is missing here is unpacked from there. Each section runs by itself: an error, a crash or an hour-long
 wait of one costs the others nothing. The first sections say whether the results are right, by comparison with a CPU;
-the last ones where the time goes. All of them take less than eight minutes on an H100. Also on a CPU, where a few say
-that there is nothing to check. `--small`: with tiny networks, to see that the check itself works.
+the last ones where the time goes. No section begins after --minutes. With `--device cpu` a few say that there is
+nothing to check. `--small`: with tiny networks, to see that the check itself works.
 
 Writes results/gpu-check-DEVICE.json after every section, errors included; sections of an earlier call stay there.
 """
